@@ -1,0 +1,17 @@
+"""MONAI transforms and readers for the three data sets; every array transform has a dictionary version `…d`."""
+
+from transforms.intensity import WINDOW_HU, WindowHU, WindowHUd
+from transforms.readers import SPL_AFFINE, HDF5Reader, VolumeReader
+from transforms.zoom import SplineZoom, SplineZoomd, spline_zoom
+
+__all__ = [
+    "SPL_AFFINE",
+    "WINDOW_HU",
+    "HDF5Reader",
+    "SplineZoom",
+    "SplineZoomd",
+    "VolumeReader",
+    "WindowHU",
+    "WindowHUd",
+    "spline_zoom",
+]

@@ -1,0 +1,61 @@
+"""Hounsfield units to network input."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, ScaleIntensityRange, Transform
+
+__all__ = ["WINDOW_HU", "WindowHU", "WindowHUd"]
+
+WINDOW_HU = (-125.0, 275.0)
+
+
+class WindowHU(Transform):
+    """Clip Hounsfield units to a window and map it to [0, 1], float32; once only.
+
+    An image whose metadata has `window_hu` (the readers of prepared files set it, and so does this transform) is in
+    [0, 1] already and passes unchanged.
+
+    Args:
+        window_hu: lower and upper end.
+    """
+
+    def __init__(self, window_hu: Sequence[float] = WINDOW_HU) -> None:
+        low, high = (float(end) for end in window_hu)
+        if not low < high:
+            raise ValueError(f"window_hu must rise, got {(low, high)}")
+        self.window_hu = (low, high)
+        self.scale = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True, dtype=np.float32)
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Any shape; raises ValueError when the image went through another window before."""
+        meta = img.meta if isinstance(img, MetaTensor) else {}
+        if "window_hu" in meta:
+            if not np.allclose(meta["window_hu"], self.window_hu):
+                name = meta.get("filename_or_obj", "image")
+                raise ValueError(f"{name}: windowed to {tuple(meta['window_hu'])} HU, expected {self.window_hu}")
+            return img
+        out = self.scale(img)
+        if isinstance(out, MetaTensor):
+            out.meta["window_hu"] = np.asarray(self.window_hu)
+        return out
+
+
+class WindowHUd(MapTransform):
+    """Dictionary version of `WindowHU`."""
+
+    def __init__(
+        self, keys: KeysCollection, window_hu: Sequence[float] = WINDOW_HU, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.window = WindowHU(window_hu)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self.window(result[key])
+        return result

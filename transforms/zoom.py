@@ -1,0 +1,131 @@
+"""`scipy.ndimage.zoom` as two matrix products.
+
+Spline interpolation on a regular grid is linear and separable: out = R · x · Cᵀ with one matrix per axis, spline
+prefilter and boundary included. The matrices are what scipy answers to unit vectors, so agreement with scipy holds by
+construction; they are kept per (size in, size out, order). Order 0 needs no arithmetic, only an index per axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_dst_type, ensure_tuple_rep
+from scipy import ndimage
+
+from transforms.geometry import compose_affine
+
+__all__ = ["SplineZoom", "SplineZoomd", "spline_zoom"]
+
+
+@lru_cache(maxsize=64)
+def _matrix(size_in: int, size_out: int, order: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(size_out, size_in): row i holds the weights of output sample i."""
+    columns = [ndimage.zoom(unit, size_out / size_in, order=order) for unit in np.eye(size_in)]
+    with torch.inference_mode(False):
+        return torch.as_tensor(np.stack(columns, axis=1), dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=64)
+def _indices(size_in: int, size_out: int, device: torch.device) -> tuple[torch.Tensor, int]:
+    """Source index of every output sample, and how many leading samples scipy fills from the input.
+
+    When (size_out − 1)·step rounds to just above size_in − 1, scipy takes the last sample as lying outside: zero.
+    """
+    index = ndimage.zoom(np.arange(size_in), size_out / size_in, order=0, cval=-1)
+    with torch.inference_mode(False):
+        return torch.as_tensor(index.clip(0), device=device), int((index >= 0).sum())
+
+
+def _zoom_axis(x: torch.Tensor, axis: int, size: int, order: int) -> torch.Tensor:
+    size_in = x.shape[axis]
+    if size == size_in:
+        return x
+    if order == 0:
+        index, inside = _indices(size_in, size, x.device)
+        x = x.index_select(axis, index)
+        if inside < size:
+            x.narrow(axis, inside, size - inside).zero_()
+        return x
+    matrix = _matrix(size_in, size, order, x.dtype, x.device)
+    return x @ matrix.T if axis == -1 else matrix @ x
+
+
+def spline_zoom(x: NdarrayOrTensor, size: Sequence[int | None], order: int = 3) -> NdarrayOrTensor:
+    """What `scipy.ndimage.zoom` with factors size / shape gives for the last two axes; other axes are left alone.
+
+    Args:
+        x: (…, H, W), array or tensor on any device. Order 0 keeps the dtype; higher orders compute and answer in
+            float32, or in float64 if `x` has it (also under autocast).
+        size: (H', W'); −1 or None keeps that axis.
+        order: of the spline, 0 … 5.
+
+    Raises:
+        ValueError: for an order scipy does not know, sizes that are not two positive integers, or an empty `x`.
+    """
+    if order not in range(6):
+        raise ValueError(f"order must be 0 … 5, got {order!r}")
+    tensor = x.as_tensor() if isinstance(x, MetaTensor) else torch.as_tensor(x)
+    if tensor.ndim < 2 or tensor.numel() == 0:
+        raise ValueError(f"expected a non-empty (…, H, W), got shape {tuple(tensor.shape)}")
+    if len(size) != 2:
+        raise ValueError(f"size must be (H, W), got {size!r}")
+    shape = tuple(tensor.shape[-2:])
+    height, width = (old if new in (None, -1) else int(new) for new, old in zip(size, shape, strict=True))
+    if height < 1 or width < 1:
+        raise ValueError(f"size must be positive (or −1 to keep an axis), got {size!r}")
+    if order > 0 and tensor.dtype not in (torch.float32, torch.float64):
+        tensor = tensor.float()
+    with torch.autocast(tensor.device.type, enabled=False):
+        # The axis that shrinks most goes first, for the smaller second product.
+        if height * shape[1] < width * shape[0]:
+            out = _zoom_axis(_zoom_axis(tensor, -2, height, order), -1, width, order)
+        else:
+            out = _zoom_axis(_zoom_axis(tensor, -1, width, order), -2, height, order)
+    if isinstance(x, MetaTensor):
+        # scipy aligns the centres of the corner samples.
+        rows, columns = ((old - 1) / max(new - 1, 1) for old, new in zip(shape, (height, width), strict=True))
+        return compose_affine(MetaTensor(out, meta=x.meta), np.diag([rows, columns, 1.0]))
+    return convert_to_dst_type(out, x, dtype=out.dtype)[0]
+
+
+class SplineZoom(Transform):
+    """Resize the last two axes exactly as `scipy.ndimage.zoom` does, see `spline_zoom`.
+
+    Args:
+        spatial_size: (H', W'); −1 or None keeps that axis.
+        order: of the spline: 3 for images, 0 for labels.
+    """
+
+    def __init__(self, spatial_size: Sequence[int | None] | int, order: int = 3) -> None:
+        self.spatial_size = ensure_tuple_rep(spatial_size, 2)
+        self.order = order
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """(…, H, W) → (…, H', W')."""
+        return spline_zoom(img, self.spatial_size, self.order)
+
+
+class SplineZoomd(MapTransform):
+    """Dictionary version of `SplineZoom`; `order` is one number or one per key."""
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spatial_size: Sequence[int | None] | int,
+        order: Sequence[int] | int = 3,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.zooms = [SplineZoom(spatial_size, one) for one in ensure_tuple_rep(order, len(self.keys))]
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        result = dict(data)
+        for key, zoom in self.key_iterator(result, self.zooms):
+            result[key] = zoom(result[key])
+        return result
