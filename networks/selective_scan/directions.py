@@ -1,0 +1,45 @@
+"""The two-dimensional scan written as the one-dimensional one, for backends that only know sequences.
+
+Directions: 0 row-major, 1 column-major, 2 and 3 the reverses of 0 and 1.
+"""
+
+import torch
+from torch import Tensor
+
+
+def to_sequences(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, state: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lay the four directions out as four groups of sequences of length L = H·W.
+
+    Args:
+        x: (B, H, W, d).
+        x_dbl: (B, H, W, 4, R + 2N), at each position and for each direction the low-rank (dt, B, C).
+        dt_weight: (4, d, R).
+        state: N.
+
+    Returns:
+        u (B, 4·d, L), delta before bias and softplus (B, 4·d, L), B and C (B, 4, N, L).
+    """
+    batch, height, width, channels = x.shape
+    rank = dt_weight.shape[2]
+    rows = x.reshape(batch, height * width, channels)
+    columns = x.transpose(1, 2).reshape(batch, height * width, channels)
+    u = torch.stack([rows, columns, rows.flip(1), columns.flip(1)], 1).transpose(2, 3)
+    rows = x_dbl.reshape(batch, height * width, 4, -1)
+    columns = x_dbl.transpose(1, 2).reshape(batch, height * width, 4, -1)
+    projected = torch.stack(
+        [rows[:, :, 0], columns[:, :, 1], rows[:, :, 2].flip(1), columns[:, :, 3].flip(1)], 1
+    ).transpose(2, 3)
+    dt, B, C = torch.split(projected, [rank, state, state], dim=2)
+    delta = torch.matmul(dt_weight, dt)
+    return u.reshape(batch, 4 * channels, -1), delta.reshape(batch, 4 * channels, -1), B, C
+
+
+def from_sequences(y: Tensor, height: int, width: int) -> Tensor:
+    """Put the four results (B, 4·d, L) back to their positions and sum them: (B, H, W, d)."""
+    batch = y.shape[0]
+    by_direction = y.reshape(batch, 4, -1, height * width)
+    rows = by_direction[:, 0] + by_direction[:, 2].flip(-1)
+    columns = by_direction[:, 1] + by_direction[:, 3].flip(-1)
+    rows = rows.reshape(batch, -1, height, width)
+    columns = columns.reshape(batch, -1, width, height)
+    return (rows + columns.transpose(2, 3)).permute(0, 2, 3, 1)
