@@ -1,0 +1,206 @@
+"""CMUNeXt: a U-shaped network of large-kernel depthwise convolutions, small enough for edge devices.
+
+Tang et al., "CMUNeXt: An Efficient Medical Image Segmentation Network based on Large Kernel and Skip Fusion",
+ISBI 2024, arXiv 2308.01239.
+
+    image → stem → encoder1 … encoder5, 2×2 max-pooling between them
+          → four times: enlarge ×2 (`Up`), fuse with the encoder's feature of that size (`SkipFusion`)
+          → 1×1 convolution to logits
+
+Differences from the publication
+    - any H and W: the image is continued at its lower and right edge (replicated) to a multiple of 16 and the result is
+      cropped; where H and W are multiples of 16 nothing is added.
+
+Tensor names are the published ones, hence the nested `nn.Sequential` and the capitals.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STAGES = 5
+
+
+class Residual(nn.Module):
+    """x + fn(x)."""
+
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fn(x)
+
+
+class ConvBNReLU(nn.Module):
+    """3×3 convolution, norm, ReLU: (B, in_channels, H, W) → (B, out_channels, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def inverted_bottleneck(in_channels: int, hidden: int, out_channels: int) -> list[nn.Module]:
+    """Two 1×1 convolutions, each followed by GELU and norm: the channels are mixed through `hidden` of them."""
+    return [
+        nn.Conv2d(in_channels, hidden, kernel_size=1),
+        nn.GELU(),
+        nn.BatchNorm2d(hidden),
+        nn.Conv2d(hidden, out_channels, kernel_size=1),
+        nn.GELU(),
+        nn.BatchNorm2d(out_channels),
+    ]
+
+
+class CMUNeXtBlock(nn.Module):
+    """An encoder stage: `depth` times depthwise k×k and inverted bottleneck, then the change of width.
+
+    (B, in_channels, H, W) → (B, out_channels, H, W)
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int, kernel_size: int) -> None:
+        super().__init__()
+        c = in_channels
+        self.block = nn.Sequential(
+            *(
+                nn.Sequential(
+                    Residual(
+                        nn.Sequential(
+                            nn.Conv2d(c, c, kernel_size, padding=kernel_size // 2, groups=c),
+                            nn.GELU(),
+                            nn.BatchNorm2d(c),
+                        )
+                    ),
+                    *inverted_bottleneck(c, 4 * c, c),
+                )
+                for _ in range(depth)
+            )
+        )
+        self.up = ConvBNReLU(in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.block(x))
+
+
+class Up(nn.Module):
+    """Bilinear enlargement, then 3×3 convolution, norm, ReLU: (B, in_channels, H, W) → (B, out_channels, 2H, 2W)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.up = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+            nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(x)
+
+
+class SkipFusion(nn.Module):
+    """Skip and decoder features, twice (B, c, H, W) → (B, c, H, W).
+
+    A 3×3 convolution in two groups looks at each of the two by itself, then the inverted bottleneck mixes them.
+    """
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(2 * c, 2 * c, kernel_size=3, padding=1, groups=2),
+            nn.GELU(),
+            nn.BatchNorm2d(2 * c),
+            *inverted_bottleneck(2 * c, 4 * c, c),
+        )
+
+    def forward(self, skip: Tensor, x: Tensor) -> Tensor:
+        return self.conv(torch.cat((skip, x), dim=1))
+
+
+class CMUNeXt(nn.Module):
+    """CMUNeXt: (B, in_channels, H, W) → logits (B, out_channels, H, W), for any H and W.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: classes, the background included where it is one; 1 for a binary mask.
+        dims: width of the five stages, shallowest first; the defaults are the published base variant.
+        depths: repetitions inside each encoder stage.
+        kernel_sizes: of the depthwise convolution of each encoder stage; odd.
+
+    Raises:
+        ValueError: when there are not five stages or a kernel size is even.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 1,
+        dims: Sequence[int] = (16, 32, 128, 160, 256),
+        depths: Sequence[int] = (1, 1, 1, 3, 1),
+        kernel_sizes: Sequence[int] = (3, 3, 7, 7, 7),
+    ) -> None:
+        super().__init__()
+        if not len(dims) == len(depths) == len(kernel_sizes) == STAGES:
+            raise ValueError(
+                f"CMUNeXt has {STAGES} stages, got dims {dims}, depths {depths}, kernel_sizes {kernel_sizes}"
+            )
+        if any(k % 2 == 0 for k in kernel_sizes):
+            raise ValueError(f"kernel_sizes must be odd, got {kernel_sizes}")
+        d1, d2, d3, d4, d5 = dims
+
+        self.stem = ConvBNReLU(in_channels, d1)
+        self.encoder1 = CMUNeXtBlock(d1, d1, depths[0], kernel_sizes[0])
+        self.encoder2 = CMUNeXtBlock(d1, d2, depths[1], kernel_sizes[1])
+        self.encoder3 = CMUNeXtBlock(d2, d3, depths[2], kernel_sizes[2])
+        self.encoder4 = CMUNeXtBlock(d3, d4, depths[3], kernel_sizes[3])
+        self.encoder5 = CMUNeXtBlock(d4, d5, depths[4], kernel_sizes[4])
+        self.Up5 = Up(d5, d4)
+        self.Up_conv5 = SkipFusion(d4)
+        self.Up4 = Up(d4, d3)
+        self.Up_conv4 = SkipFusion(d3)
+        self.Up3 = Up(d3, d2)
+        self.Up_conv3 = SkipFusion(d2)
+        self.Up2 = Up(d2, d1)
+        self.Up_conv2 = SkipFusion(d1)
+        self.Conv_1x1 = nn.Conv2d(d1, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        # four poolings halve the image exactly
+        x = F.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate")
+
+        x1 = self.encoder1(self.stem(x))  # (B, d1, H, W)
+        x2 = self.encoder2(F.max_pool2d(x1, 2))  # (B, d2, H/2, W/2)
+        x3 = self.encoder3(F.max_pool2d(x2, 2))
+        x4 = self.encoder4(F.max_pool2d(x3, 2))
+        x5 = self.encoder5(F.max_pool2d(x4, 2))  # (B, d5, H/16, W/16)
+
+        x = self.Up_conv5(x4, self.Up5(x5))
+        x = self.Up_conv4(x3, self.Up4(x))
+        x = self.Up_conv3(x2, self.Up3(x))
+        x = self.Up_conv2(x1, self.Up2(x))  # (B, d1, H, W)
+        return self.Conv_1x1(x)[..., :height, :width]
+
+
+def cmunext_s(in_channels: int = 3, out_channels: int = 1) -> CMUNeXt:
+    """The small variant, 0.4 M parameters."""
+    return CMUNeXt(in_channels, out_channels, (8, 16, 32, 64, 128), (1, 1, 1, 1, 1), (3, 3, 7, 7, 9))
+
+
+def cmunext(in_channels: int = 3, out_channels: int = 1) -> CMUNeXt:
+    """The base variant, 3.1 M parameters."""
+    return CMUNeXt(in_channels, out_channels)
+
+
+def cmunext_l(in_channels: int = 3, out_channels: int = 1) -> CMUNeXt:
+    """The large variant, 8.3 M parameters."""
+    return CMUNeXt(in_channels, out_channels, (32, 64, 128, 256, 512), (1, 1, 1, 6, 3), (3, 3, 7, 7, 7))

@@ -1,0 +1,101 @@
+"""CMUNeXt against the published outputs, for sizes the publication does not take, and through every way of export."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from networks.cmunext import CMUNeXt, cmunext, cmunext_l, cmunext_s
+from tests.golden import fill
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+NETWORKS = json.loads((GOLDEN / "networks.json").read_text())
+FACTORIES = {
+    "cmunext_s": cmunext_s,
+    "cmunext": cmunext,
+    "cmunext_l": cmunext_l,
+    "cmunext_9class": partial(cmunext, in_channels=1, out_channels=9),
+}
+
+
+@pytest.fixture(scope="module")
+def small() -> CMUNeXt:
+    """The small variant in eval mode, with norms that do something."""
+    model = cmunext_s(in_channels=1, out_channels=2).eval()
+    fill.fill(model.state_dict())
+    return model
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.from_numpy(fill.image(shape))
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_tensor_names_and_shapes_are_the_published_ones(name):
+    model = FACTORIES[name]()
+    assert {key: list(tensor.shape) for key, tensor in model.state_dict().items()} == NETWORKS[name]["state_dict"]
+    assert sum(p.numel() for p in model.parameters()) == NETWORKS[name]["parameters"]
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+@torch.inference_mode()
+def test_logits_are_the_published_ones(name):
+    model = FACTORIES[name]().eval()
+    fill.fill(model.state_dict())
+    logits = model(noise(*NETWORKS[name]["input"])).numpy()
+    published = np.load(GOLDEN / f"{name}.npz")["logits"]
+    assert np.linalg.norm(logits - published) <= 1e-5 * np.linalg.norm(published)
+
+
+@settings(max_examples=15, deadline=None)
+@given(height=st.integers(1, 50), width=st.integers(1, 50))
+@torch.inference_mode()
+def test_any_size_is_continued_at_the_lower_and_right_edge(small, height, width):
+    x = noise(1, 1, height, width)
+    rows = np.minimum(np.arange(-(-height // 16) * 16), height - 1)
+    columns = np.minimum(np.arange(-(-width // 16) * 16), width - 1)
+    expected = small(x[:, :, rows][..., columns])[..., :height, :width]
+    torch.testing.assert_close(small(x), expected, rtol=0, atol=1e-6)
+
+
+def test_every_parameter_is_trained():
+    torch.manual_seed(0)
+    model = cmunext_s()
+    model(noise(2, 3, 32, 32)).square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@torch.inference_mode()
+def test_script(small):
+    scripted = torch.jit.script(small)
+    for shape in ((2, 1, 32, 48), (1, 1, 37, 21)):
+        torch.testing.assert_close(scripted(noise(*shape)), small(noise(*shape)))
+
+
+@torch.inference_mode()
+def test_trace_serves_other_sizes(small):
+    traced = torch.jit.trace(small, noise(2, 1, 32, 48))
+    torch.testing.assert_close(traced(noise(1, 1, 37, 21)), small(noise(1, 1, 37, 21)))
+
+
+@torch.inference_mode()
+def test_compiles_as_one_graph(small):
+    compiled = torch.compile(small, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(noise(2, 1, 37, 21)), small(noise(2, 1, 37, 21)))
+
+
+def test_exports_with_a_dynamic_batch(small):
+    exported = torch.export.export(small, (noise(2, 1, 37, 21),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.testing.assert_close(exported.module()(noise(3, 1, 37, 21)), small(noise(3, 1, 37, 21)))
+
+
+def test_stages_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="5 stages"):
+        CMUNeXt(dims=(16, 32, 64, 128))
+    with pytest.raises(ValueError, match="odd"):
+        CMUNeXt(kernel_sizes=(3, 3, 7, 8, 7))
