@@ -1,0 +1,261 @@
+"""BTCV abdominal CT (Synapse syn3193805) to the layout that published 2D networks train on.
+
+Orientation: every volume comes out as (D, H, W) with axis codes "SPL": slices run towards Superior, rows towards
+Posterior, columns towards the patient's Left. A slice shown row by row is the usual radiological view: anterior on top,
+the patient's right on the left. The input's affine decides, so the result is the same whatever its axis codes.
+
+Values: Hounsfield units clipped to [−125, 275] and mapped to [0, 1]; nothing is resampled.
+
+    train_npz/case0005_slice000.npz    image (H, W) float32, label (H, W) uint8
+    test_vol_h5/case0001.npy.h5        image (D, H, W) float32, label (D, H, W) uint8, attributes: see `write_volume`
+    lists/lists_Synapse/               train.txt (slices), test_vol.txt (cases), all.lst (case files)
+    dataset.json                       split, counts, orientation, label mapping, hashes of the raw files
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from prepare.output import PrepareError, Report, sha256, staged, write_facts
+from transforms import WINDOW_HU, WindowHU
+
+__all__ = ["BTCV_IDS", "ORGANS", "TEST_CASES", "TRAIN_CASES", "Volume", "load_volume", "prepare_synapse"]
+
+ORIENTATION = "SPL"
+ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
+# Ids in the raw label files, in the order of ORGANS; ids up to 13 that are not here become background.
+BTCV_IDS = (8, 4, 3, 2, 6, 11, 1, 7)
+BTCV_LARGEST_ID = 13
+
+TRAIN_CASES = (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40)
+TEST_CASES = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
+PUBLISHED_TRAINING_SLICES = 2211
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One prepared case: image (D, H, W) float32 in [0, 1], label (D, H, W) uint8, affine (4, 4) index → RAS mm."""
+
+    image: np.ndarray
+    label: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """(3,) in the order (D, H, W)."""
+        return nib.affines.voxel_sizes(self.affine)
+
+    @property
+    def organs(self) -> list[str]:
+        present = set(np.unique(self.label).tolist())
+        return [organ for number, organ in enumerate(ORGANS, start=1) if number in present]
+
+
+def _open(path: Path) -> nib.Nifti1Image:
+    try:
+        image = nib.Nifti1Image.from_filename(path)
+    except (OSError, nib.filebasedimages.ImageFileError) as error:
+        raise PrepareError(f"{path}: not a readable NIfTI file ({error})") from error
+    if len(image.shape) != 3:
+        raise PrepareError(f"{path}: shape {image.shape}, expected one volume (X, Y, Z)")
+    return image
+
+
+def _read(image: nib.Nifti1Image, path: Path) -> np.ndarray:
+    """(D, H, W) in the prepared orientation, in the file's own numbers."""
+    change = ornt_transform(io_orientation(image.affine), axcodes2ornt(ORIENTATION))
+    try:
+        return np.asarray(image.as_reoriented(change).dataobj)
+    except (OSError, EOFError, zlib.error) as error:
+        raise PrepareError(f"{path}: damaged ({error}); download it again") from error
+
+
+def _check_pair(image_path: Path, label_path: Path) -> None:
+    """What the headers alone can tell."""
+    image, label = _open(image_path), _open(label_path)
+    if image.shape != label.shape:
+        raise PrepareError(f"{label_path}: shape {label.shape}, but {image_path.name} has {image.shape}")
+    if not np.allclose(image.affine, label.affine, rtol=0, atol=1e-3):
+        raise PrepareError(f"{label_path}: its affine differs from that of {image_path.name}; the pair does not align")
+
+
+def load_volume(image_path: Path, label_path: Path) -> Volume:
+    """One raw pair in the prepared orientation, window and classes.
+
+    Raises:
+        PrepareError: naming the file that cannot be read, does not match its partner, or holds values out of range.
+    """
+    _check_pair(image_path, label_path)
+    opened = _open(image_path)
+    hounsfield = _read(opened, image_path).astype(np.float32)
+    raw_label = _read(_open(label_path), label_path)
+    if not np.isfinite(hounsfield).all():
+        raise PrepareError(f"{image_path}: holds values that are not finite")
+    if np.ptp(hounsfield) < 10:
+        raise PrepareError(
+            f"{image_path}: values from {hounsfield.min():g} to {hounsfield.max():g} are not Hounsfield units"
+        )
+    ids = np.unique(raw_label)
+    if not np.isin(ids, np.arange(BTCV_LARGEST_ID + 1)).all():
+        raise PrepareError(f"{label_path}: label ids {ids[:20].tolist()}, expected integers 0 … {BTCV_LARGEST_ID}")
+    classes = np.zeros(BTCV_LARGEST_ID + 1, np.uint8)
+    classes[list(BTCV_IDS)] = np.arange(1, len(ORGANS) + 1)
+    change = ornt_transform(io_orientation(opened.affine), axcodes2ornt(ORIENTATION))
+    return Volume(
+        image=np.ascontiguousarray(WindowHU()(hounsfield)),
+        label=np.ascontiguousarray(classes[raw_label.astype(np.intp)]),
+        affine=opened.affine @ nib.orientations.inv_ornt_aff(change, opened.shape),
+    )
+
+
+def write_volume(path: Path, volume: Volume, source: str) -> None:
+    """HDF5 with `image` and `label`; attributes spacing_mm (3,) in the order (D, H, W), affine (4, 4) from array index
+    to RAS mm, window_hu (2,), organs (names of the classes 1 …) and source (name of the raw file).
+    """
+    # One slice per chunk; windowed CT has few distinct values and packs well, at the price of some time.
+    packing = {"chunks": (1, *volume.image.shape[1:]), "compression": "gzip", "compression_opts": 1, "shuffle": True}
+    with h5py.File(path, "w") as file:
+        file.create_dataset("image", data=volume.image, **packing)
+        file.create_dataset("label", data=volume.label, **packing)
+        file.attrs["spacing_mm"] = volume.spacing_mm
+        file.attrs["affine"] = volume.affine
+        file.attrs["window_hu"] = WINDOW_HU
+        file.attrs["organs"] = list(ORGANS)
+        file.attrs["source"] = source
+
+
+def _write_slices(folder: Path, case: str, volume: Volume) -> list[str]:
+    # Not compressed: training reads every file hundreds of times.
+    names = [f"{case}_slice{index:03d}" for index in range(len(volume.image))]
+    for name, image, label in zip(names, volume.image, volume.label, strict=True):
+        np.savez(folder / f"{name}.npz", image=image, label=label)
+    return names
+
+
+def _raw_file(folder: Path, stem: str) -> Path | None:
+    return next((path for suffix in (".nii.gz", ".nii") if (path := folder / f"{stem}{suffix}").is_file()), None)
+
+
+def find_pairs(raw: Path, cases: Sequence[int], allow_missing: bool = False) -> dict[int, tuple[Path, Path]]:
+    """Image and label file of each case, from `raw`/img/img0001.nii.gz and `raw`/label/label0001.nii.gz.
+
+    Raises:
+        PrepareError: when the folders are not there, a case is missing (unless `allow_missing`) or half there.
+    """
+    roots = [folder for folder in (raw, raw / "Training", raw / "RawData" / "Training") if (folder / "img").is_dir()]
+    if not roots:
+        raise PrepareError(f"{raw}: no folder img/ in it; --raw wants the BTCV folder with img/ and label/")
+    pairs, missing = {}, []
+    for case in cases:
+        image = _raw_file(roots[0] / "img", f"img{case:04d}")
+        label = _raw_file(roots[0] / "label", f"label{case:04d}")
+        if image and label:
+            pairs[case] = image, label
+        elif image or label:
+            raise PrepareError(f"{image or label}: its {'label' if image else 'image'} file is missing")
+        else:
+            missing.append(case)
+    if missing and not allow_missing:
+        raise PrepareError(
+            f"{raw}: cases {' '.join(map(str, missing))} are missing;"
+            " complete the download, choose --train-cases and --test-cases, or pass --allow-missing"
+        )
+    if not pairs:
+        raise PrepareError(f"{raw}: none of the wanted cases is there")
+    return pairs
+
+
+def prepare_synapse(
+    raw: Path,
+    out: Path,
+    train_cases: Sequence[int] | None = None,
+    test_cases: Sequence[int] | None = None,
+    *,
+    allow_missing: bool = False,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> None:
+    """Prepare raw BTCV pairs in `raw` as training slices and test volumes in `out`; the layout is the module's.
+
+    Args:
+        train_cases, test_cases: case numbers; the published split where None.
+        allow_missing: go on with the cases that are there.
+        overwrite: replace an `out` that was prepared before.
+
+    Raises:
+        PrepareError: for anything wrong with the input or the output folder; nothing is written then.
+    """
+    report = report or Report()
+    parts = {
+        "train": sorted(set(TRAIN_CASES if train_cases is None else train_cases)),
+        "test": sorted(set(TEST_CASES if test_cases is None else test_cases)),
+    }
+    both = sorted(set(parts["train"]) & set(parts["test"]))
+    if both and (train_cases is None or test_cases is None):
+        raise PrepareError(
+            f"cases {' '.join(map(str, both))} would be in training and test; give --train-cases and --test-cases both"
+        )
+    if both:
+        report(f"WARNING: cases {' '.join(map(str, both))} are in training AND test: test results will mean nothing")
+    pairs = find_pairs(raw, sorted(set(parts["train"]) | set(parts["test"])), allow_missing)
+    for pair in pairs.values():
+        _check_pair(*pair)
+
+    slices: list[str] = []
+    facts_of_cases, rows = {}, []
+    with staged(out, overwrite) as folder:
+        lists = folder / "lists" / "lists_Synapse"
+        for sub in (folder / "train_npz", folder / "test_vol_h5", lists):
+            sub.mkdir(parents=True)
+        for case, (image_path, label_path) in report.progress(pairs.items(), "preparing"):
+            name = f"case{case:04d}"
+            volume = load_volume(image_path, label_path)
+            where = [part for part, cases in parts.items() if case in cases]
+            if "train" in where:
+                slices += _write_slices(folder / "train_npz", name, volume)
+            if "test" in where:
+                write_volume(folder / "test_vol_h5" / f"{name}.npy.h5", volume, image_path.name)
+            facts_of_cases[name] = {
+                "parts": where,
+                "shape": list(volume.image.shape),
+                "spacing_mm": [round(float(step), 4) for step in volume.spacing_mm],
+                "organs": volume.organs,
+                "sha256": {path.name: sha256(path) for path in (image_path, label_path)},
+            }
+            depth, height, width = volume.image.shape
+            absent = [organ for organ in ORGANS if organ not in volume.organs]
+            spacing = " × ".join(f"{step:.2f}" for step in volume.spacing_mm)
+            rows.append(
+                (name, "+".join(where), str(depth), f"{height}×{width}", spacing, ", ".join(absent) or "all present")
+            )
+        test = [f"case{case:04d}" for case in parts["test"] if case in pairs]
+        (lists / "train.txt").write_text("".join(f"{name}\n" for name in slices))
+        (lists / "test_vol.txt").write_text("".join(f"{name}\n" for name in test))
+        (lists / "all.lst").write_text("".join(f"case{case:04d}.npy.h5\n" for case in pairs))
+        write_facts(
+            folder,
+            {
+                "dataset": "synapse",
+                "orientation": f"{ORIENTATION}: slices to superior, rows to posterior, columns to the patient's left",
+                "window_hu": list(WINDOW_HU),
+                "classes": {"0": "background"} | {str(n): organ for n, organ in enumerate(ORGANS, start=1)},
+                "raw_ids": dict(zip(ORGANS, BTCV_IDS, strict=True)),
+                "train": [f"case{case:04d}" for case in parts["train"] if case in pairs],
+                "test": test,
+                "in_both": [f"case{case:04d}" for case in both if case in pairs],
+                "training_slices": len(slices),
+                "cases": facts_of_cases,
+            },
+        )
+    report.table(("case", "part", "slices", "in plane", "spacing mm (D × H × W)", "organs absent"), rows)
+    report(f"{len(slices)} training slices, {len(test)} test volumes, orientation {ORIENTATION}")
+    if set(TRAIN_CASES) == set(parts["train"]) & set(pairs) and len(slices) != PUBLISHED_TRAINING_SLICES:
+        report(f"WARNING: the published training part has {PUBLISHED_TRAINING_SLICES} slices, this one {len(slices)}")
