@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor, decollate_batch, list_data_collate
+from scipy import ndimage
+
+from evaluation import SliceToVolume
+
+
+def network(classes, seed=0):
+    torch.manual_seed(seed)
+    layers = torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, classes, 3, padding=1)
+    return torch.nn.Sequential(*layers).eval()
+
+
+def slice_loop(volume, net, size):
+    """The published evaluation, slice by slice with scipy: (logits (C, D, h, w), labels (D, H, W))."""
+    logits, labels = [], []
+    for image in volume:
+        height, width = image.shape
+        zoomed = ndimage.zoom(image, (size[0] / height, size[1] / width), order=3)
+        with torch.no_grad():
+            out = net(torch.from_numpy(zoomed).float()[None, None])[0]
+        label = out.argmax(0).numpy() if len(out) > 1 else (torch.sigmoid(out[0]) > 0.5).numpy().astype(np.int64)
+        logits.append(out.numpy())
+        labels.append(ndimage.zoom(label, (height / size[0], width / size[1]), order=0))
+    return np.stack(logits, 1), np.stack(labels)
+
+
+def volume(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 9])
+@pytest.mark.parametrize("shape", [(7, 41, 53), (3, 32, 32), (5, 64, 24)])
+def test_equal_to_a_loop_over_slices_with_scipy(classes, shape):
+    net, image, size = network(classes), volume(shape), (32, 32)
+    logits, labels = slice_loop(image, net, size)
+    inputs = torch.from_numpy(image).float()[None, None]
+    found = SliceToVolume(size, batch_size=3, output="logits")(inputs, net)
+    np.testing.assert_allclose(found[0].numpy(), logits, atol=1e-4)
+    found = SliceToVolume(size, batch_size=3)(inputs, net)
+    assert found.dtype == torch.uint8
+    np.testing.assert_array_equal(found[0, 0].numpy(), labels)
+    assert len(np.unique(labels)) > 1
+
+
+@pytest.mark.parametrize("spatial_dim", [0, 1, 2])
+def test_any_axis_can_be_sliced(spatial_dim):
+    net, image = network(3), torch.from_numpy(volume((9, 10, 11))).float()
+    expected = SliceToVolume((16, 16))(image.movedim(spatial_dim, 0)[None, None], net)[0, 0].movedim(0, spatial_dim)
+    found = SliceToVolume((16, 16), spatial_dim=spatial_dim)(image[None, None], net)
+    assert torch.equal(found[0, 0], expected)
+
+
+def test_batches_of_volumes_keep_order_and_meta_data():
+    items = []
+    for i in range(2):
+        image = MetaTensor(torch.from_numpy(volume((4, 20, 18), i)).float()[None], affine=np.diag([3.0, 2, 1, 1]))
+        image.meta["filename_or_obj"] = f"case{i}.nii.gz"
+        items.append({"image": image})
+    net, inferer = network(2), SliceToVolume((16, 16), batch_size=3)
+    batch = list_data_collate(items)["image"]
+    for i, found in enumerate(decollate_batch(inferer(batch, net))):
+        assert torch.equal(found.as_tensor(), inferer(items[i]["image"][None].as_tensor(), net)[0])
+        assert found.meta["filename_or_obj"] == f"case{i}.nii.gz"
+        np.testing.assert_array_equal(found.affine.numpy(), np.diag([3.0, 2, 1, 1]))
+
+
+def test_without_a_size_the_network_sees_the_slices_themselves():
+    image = torch.from_numpy(volume((3, 13, 17))).float()[None, None]
+    seen = []
+    SliceToVolume(None, batch_size=2)(image, lambda x: seen.append(x) or x)
+    assert torch.equal(torch.cat(seen)[:, 0], image[0, 0])
+
+
+def test_autocast_leaves_the_zoom_in_full_precision():
+    image = torch.from_numpy(volume((2, 21, 34))).float()[None, None]
+    seen = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            SliceToVolume((16, 16))(image, lambda x: seen.append(x) or x)
+    assert torch.equal(*seen)
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="volumes"):
+        SliceToVolume()(torch.zeros(1, 1, 4, 4), network(1))
+    for arguments, message in (
+        ({"output": "masks"}, '"labels" or "logits"'),
+        ({"spatial_dim": 3}, "spatial_dim"),
+        ({"batch_size": 0}, "batch_size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SliceToVolume(**arguments)
