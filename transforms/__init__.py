@@ -1,5 +1,6 @@
 """MONAI transforms and readers for the three data sets; every array transform has a dictionary version `…d`."""
 
+from transforms.datasets import DatasetError, find_files, synapse_split
 from transforms.intensity import WINDOW_HU, WindowHU, WindowHUd
 from transforms.readers import SPL_AFFINE, HDF5Reader, VolumeReader
 from transforms.zoom import SplineZoom, SplineZoomd, spline_zoom
@@ -7,11 +8,14 @@ from transforms.zoom import SplineZoom, SplineZoomd, spline_zoom
 __all__ = [
     "SPL_AFFINE",
     "WINDOW_HU",
+    "DatasetError",
     "HDF5Reader",
     "SplineZoom",
     "SplineZoomd",
     "VolumeReader",
     "WindowHU",
     "WindowHUd",
+    "find_files",
     "spline_zoom",
+    "synapse_split",
 ]

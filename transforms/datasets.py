@@ -95,14 +95,13 @@ def _existing(file: Path) -> Path:
 
 
 def _held_out(cases: list[str], wanted: int | Sequence[str], seed: int, root: Path) -> list[str]:
-    if not isinstance(wanted, int):
-        unknown = sorted(set(wanted) - set(cases))
-        if unknown:
-            raise DatasetError(f"val_cases {', '.join(unknown)} are no training cases of {root}")
-        wanted, cases = len(wanted), sorted(wanted)
-    elif not 0 < wanted < len(cases):
-        raise DatasetError(
-            f"{wanted} of the {len(cases)} training cases of {root} cannot be held out for model selection:"
-            " give another --val_cases, or --selection paper to select without validation cases"
-        )
-    return sorted(random.Random(seed).sample(cases, wanted))
+    if isinstance(wanted, int):
+        if not 0 < wanted < len(cases):
+            raise DatasetError(
+                f"{wanted} of the {len(cases)} training cases of {root} cannot be held out for model selection:"
+                " give another --val_cases, or --selection paper to select without validation cases"
+            )
+        return sorted(random.Random(seed).sample(cases, wanted))
+    if unknown := sorted(set(wanted) - set(cases)):
+        raise DatasetError(f"val_cases {', '.join(unknown)} are no training cases of {root}")
+    return sorted(wanted)
