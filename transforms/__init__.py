@@ -1,5 +1,6 @@
 """MONAI transforms and readers for the three data sets; every array transform has a dictionary version `…d`."""
 
+from transforms.augment import RandRotate, RandRotated, RandRotFlip, RandRotFlipd, rot_flip, rotate
 from transforms.datasets import DatasetError, find_files, synapse_split
 from transforms.intensity import WINDOW_HU, WindowHU, WindowHUd
 from transforms.readers import SPL_AFFINE, HDF5Reader, VolumeReader
@@ -10,12 +11,18 @@ __all__ = [
     "WINDOW_HU",
     "DatasetError",
     "HDF5Reader",
+    "RandRotFlip",
+    "RandRotFlipd",
+    "RandRotate",
+    "RandRotated",
     "SplineZoom",
     "SplineZoomd",
     "VolumeReader",
     "WindowHU",
     "WindowHUd",
     "find_files",
+    "rot_flip",
+    "rotate",
     "spline_zoom",
     "synapse_split",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, ScaleIntensityRange, Transform
+from monai.utils import convert_to_numpy
 
 __all__ = ["WINDOW_HU", "WindowHU", "WindowHUd"]
 
@@ -40,6 +41,8 @@ class WindowHU(Transform):
                 raise ValueError(f"{name}: windowed to {tuple(meta['window_hu'])} HU, expected {self.window_hu}")
             return img
         out = self.scale(img)
+        if isinstance(img, np.ndarray):
+            return convert_to_numpy(out)
         if isinstance(out, MetaTensor):
             out.meta["window_hu"] = np.asarray(self.window_hu)
         return out

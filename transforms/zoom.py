@@ -1,8 +1,10 @@
-"""`scipy.ndimage.zoom` as two matrix products.
+"""`scipy.ndimage.zoom` as matrix products.
 
 Spline interpolation on a regular grid is linear and separable: out = R · x · Cᵀ with one matrix per axis, spline
 prefilter and boundary included. The matrices are what scipy answers to unit vectors, so agreement with scipy holds by
-construction; they are kept per (size in, size out, order). Order 0 needs no arithmetic, only an index per axis.
+construction; they are kept per (size in, size out, order). The prefilter's weights fall by 0.27 with every sample, so a
+matrix is a band: on a CPU some rows at a time are multiplied with the few input samples they need, which is three times
+as fast as one product with all of them. Order 0 needs no arithmetic, only an index per axis.
 """
 
 from __future__ import annotations
@@ -13,22 +15,37 @@ from functools import lru_cache
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import convert_to_dst_type, ensure_tuple_rep
+from monai.utils import ensure_tuple_rep
 from scipy import ndimage
 
-from transforms.geometry import compose_affine
+from transforms.geometry import like_input, plain_tensor
 
 __all__ = ["SplineZoom", "SplineZoomd", "spline_zoom"]
 
 
+BAND_ROWS = 32
+
+
 @lru_cache(maxsize=64)
-def _matrix(size_in: int, size_out: int, order: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """(size_out, size_in): row i holds the weights of output sample i."""
+def _bands(
+    size_in: int, size_out: int, order: int, dtype: torch.dtype, device: torch.device
+) -> list[tuple[slice, torch.Tensor]]:
+    """For successive output samples: the input samples they depend on, and their weights (outputs, inputs).
+
+    Weights a hundred times smaller than what the dtype resolves are left out. GPUs get one band: they would rather
+    multiply zeros than start more kernels.
+    """
     columns = [ndimage.zoom(unit, size_out / size_in, order=order) for unit in np.eye(size_in)]
-    with torch.inference_mode(False):
-        return torch.as_tensor(np.stack(columns, axis=1), dtype=dtype, device=device)
+    matrix = np.stack(columns, axis=1)
+    rows = BAND_ROWS if device.type == "cpu" else size_out
+    bands = []
+    for band in np.split(matrix, range(rows, size_out, rows)):
+        needed = np.flatnonzero((np.abs(band) > torch.finfo(dtype).eps / 100).any(axis=0))
+        inputs = slice(needed.min(initial=size_in - 1), needed.max(initial=0) + 1)
+        with torch.inference_mode(False):
+            bands.append((inputs, torch.as_tensor(band[:, inputs], dtype=dtype, device=device).contiguous()))
+    return bands
 
 
 @lru_cache(maxsize=64)
@@ -52,8 +69,10 @@ def _zoom_axis(x: torch.Tensor, axis: int, size: int, order: int) -> torch.Tenso
         if inside < size:
             x.narrow(axis, inside, size - inside).zero_()
         return x
-    matrix = _matrix(size_in, size, order, x.dtype, x.device)
-    return x @ matrix.T if axis == -1 else matrix @ x
+    bands = _bands(size_in, size, order, x.dtype, x.device)
+    if axis == -1:
+        return torch.cat([x[..., inputs] @ weights.T for inputs, weights in bands], dim=-1)
+    return torch.cat([weights @ x[..., inputs, :] for inputs, weights in bands], dim=-2)
 
 
 def spline_zoom(x: NdarrayOrTensor, size: Sequence[int | None], order: int = 3) -> NdarrayOrTensor:
@@ -70,9 +89,7 @@ def spline_zoom(x: NdarrayOrTensor, size: Sequence[int | None], order: int = 3) 
     """
     if order not in range(6):
         raise ValueError(f"order must be 0 … 5, got {order!r}")
-    tensor = x.as_tensor() if isinstance(x, MetaTensor) else torch.as_tensor(x)
-    if tensor.ndim < 2 or tensor.numel() == 0:
-        raise ValueError(f"expected a non-empty (…, H, W), got shape {tuple(tensor.shape)}")
+    tensor = plain_tensor(x)
     if len(size) != 2:
         raise ValueError(f"size must be (H, W), got {size!r}")
     shape = tuple(tensor.shape[-2:])
@@ -82,16 +99,14 @@ def spline_zoom(x: NdarrayOrTensor, size: Sequence[int | None], order: int = 3) 
     if order > 0 and tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()
     with torch.autocast(tensor.device.type, enabled=False):
-        # The axis that shrinks most goes first, for the smaller second product.
-        if height * shape[1] < width * shape[0]:
+        # Columns cost more than rows (their samples are not contiguous), so they wait until the rows have become fewer.
+        if height < shape[0]:
             out = _zoom_axis(_zoom_axis(tensor, -2, height, order), -1, width, order)
         else:
             out = _zoom_axis(_zoom_axis(tensor, -1, width, order), -2, height, order)
-    if isinstance(x, MetaTensor):
-        # scipy aligns the centres of the corner samples.
-        rows, columns = ((old - 1) / max(new - 1, 1) for old, new in zip(shape, (height, width), strict=True))
-        return compose_affine(MetaTensor(out, meta=x.meta), np.diag([rows, columns, 1.0]))
-    return convert_to_dst_type(out, x, dtype=out.dtype)[0]
+    # scipy aligns the centres of the corner samples.
+    steps = ((old - 1) / max(new - 1, 1) for old, new in zip(shape, (height, width), strict=True))
+    return like_input(out, x, np.diag([*steps, 1.0]))
 
 
 class SplineZoom(Transform):
