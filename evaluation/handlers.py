@@ -1,8 +1,8 @@
-"""What a MONAI evaluator needs from here: the report at the end of an evaluation, and a metric to select models by."""
+"""What a MONAI evaluator needs from here: reports at the end of an evaluation, and metrics to select models by."""
 
 from __future__ import annotations
 
-import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,52 +15,71 @@ from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
 
-from evaluation.report import Report, VolumeScores
+from evaluation.metrics import confusion
+from evaluation.overlay import Panel, as_array, save_overview, save_panels
+from evaluation.protocols import per_image, strict_dice
+from evaluation.report import Report, case_name, class_maps, plus_minus, spread
+from evaluation.scores import METRICS, ImageScores, VolumeScores, cropped_masks
+from evaluation.volume import to_labels
+
+PICTURE = "overview.png"
+PANELS = 4
+PREDICTION_AND_LABEL = from_engine(["pred", "label"])
 
 
-class _ReportHandler:
-    """Feeds a `Report` with every case of an evaluator and writes it when the evaluation is complete."""
+class ReportHandler(ABC):
+    """Feeds a report with every case of an evaluator and writes it when the evaluation is complete.
 
-    def __init__(self, report: Report, output_dir: str | Path) -> None:
+    Under several processes the cases of all are put together and the first process writes and draws.
+    """
+
+    def __init__(self, report: Report, output_dir: str | Path, picture: bool) -> None:
         self.report = report
         self.output_dir = Path(output_dir)
+        self.picture = self.output_dir / PICTURE if picture and idist.get_rank() == 0 else None
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
 
-    def _start(self, engine: Engine) -> None:
+    def start(self, engine: Engine) -> None:
         self.report.cases.clear()
 
-    def _collect(self, engine: Engine) -> None:
-        output = engine.state.output
+    def collect(self, engine: Engine) -> None:
+        output: Any = engine.state.output
         for item in decollate_batch(output) if isinstance(output, Mapping) else output:
-            case = _case_name(item) or f"rank {idist.get_rank()} case {len(self.report.cases) + 1}"
-            self.report.add(case, item["pred"][0], item["label"][0], spacing_mm(item["label"]))
+            file = file_of(item) or f"case {len(self.report.cases) + 1} of process {idist.get_rank() + 1}"
+            self.add(file, item)
 
-    def _finish(self, engine: Engine) -> None:
+    @abstractmethod
+    def add(self, file: str, item: Mapping[str, Tensor]) -> None:
+        """Score one case, given the evaluator's output for it."""
+
+    def finish(self, engine: Engine) -> None:
         if idist.get_world_size() > 1:
-            for cases in idist.all_gather(self.report.cases):
+            gathered: Any = idist.all_gather(self.report.cases)
+            for cases in gathered:
                 self.report.cases.update(cases)
         if idist.get_rank() == 0:
             self.report.write(self.output_dir)
             print(self.report.table(), flush=True)
 
 
-class VolumeReport(_ReportHandler):
-    """Evaluator handler: scores label maps of volumes per organ under both protocols of `evaluation.protocols`.
+class VolumeReport(ReportHandler):
+    """Evaluator handler: scores volumes organ by organ under both protocols of `evaluation.protocols`.
 
     Expects `pred` and `label`, (1, D, H, W) maps of class indices, in the evaluator's output, decollated or in a batch.
-    When the evaluation is complete it writes `metrics.csv` and `summary.json` to `output_dir`, prints the organ table and
-    sets `engine.state.metrics["mean_dice"]`, the strict mean. Under several processes the cases of all are put together.
+    When the evaluation is complete it writes `metrics.csv` and `summary.json`, prints the organ table and sets
+    `engine.state.metrics["mean_dice"]`, the strict mean.
 
     Args:
         output_dir: folder of the files.
         organs: names of the classes 1 … C.
-        selection: how the model was selected, for the summary and the table.
+        selection: how the model was selected, for summary and table.
         title: heading of the table.
         published: a published row to print beside the results, see `evaluation.report.Report`.
+        picture: save slices of the first case with outlines as `overview.png`; `image` is needed in the output then.
     """
 
     def __init__(
@@ -70,72 +89,164 @@ class VolumeReport(_ReportHandler):
         selection: str = "",
         title: str = "",
         published: Mapping[str, Any] | None = None,
+        picture: bool = False,
     ) -> None:
         self.scores = VolumeScores(organs, title, selection, published)
-        super().__init__(self.scores, output_dir)
+        super().__init__(self.scores, output_dir, picture)
 
-    def _finish(self, engine: Engine) -> None:
-        super()._finish(engine)
+    def add(self, file: str, item: Mapping[str, Tensor]) -> None:
+        spacing = spacing_mm(item["label"])
+        first = not self.scores.cases
+        rows = self.scores.add(file, item["pred"][0], item["label"][0], spacing)
+        if self.picture and first:
+            mean = spread(row["dice"] for row in rows if row["protocol"] == "strict")["mean"]
+            title = f"{self.scores.title}: {case_name(file)}, mean Dice {plus_minus(mean, None, 100)} %"
+            save_overview(
+                self.picture, item["image"], item["pred"], item["label"], self.scores.classes,
+                spacing_mm=spacing, title=title,
+            )  # fmt: skip
+
+    def finish(self, engine: Engine) -> None:
+        super().finish(engine)
         engine.state.metrics["mean_dice"] = self.scores.mean_dice()
 
 
-class VolumeDice(IgniteMetricHandler):
-    """Strict mean Dice as an evaluator's key metric: over cases per organ, then over organs, without any surface metric.
+class ImageReport(ReportHandler):
+    """Evaluator handler: scores single images, per image and pooled, with surface metrics on top.
 
-    The same number as `VolumeReport` gives, but a case that a padded distributed sampler repeats counts twice here.
+    Expects `pred` and `label` (1, H, W) in the evaluator's output, decollated or in a batch. When the evaluation is
+    complete it writes `metrics.csv` and `summary.json`, prints the table and sets every per-image mean in
+    `engine.state.metrics`: "iou", "dice", "f1", …
 
     Args:
-        organs: names of the classes 1 … C.
-        output_transform: gives (predictions, labels), each a batch or a list of (1, D, H, W) maps of class indices.
-        save_details: put the cases × organs array into `engine.state.metric_details`.
+        output_dir: folder of the files.
+        classes: names of the classes 1 … C.
+        selection: how the model was selected, for summary and table.
+        title: heading of the table.
+        published: a published row to print beside the results, see `evaluation.report.Report`.
+        logits: `pred` holds logits (K, H, W): one channel is cut where the sigmoid is 0.5, of several the largest wins.
+            Otherwise it holds class indices (1, H, W).
+        tolerance_px: of the surface Dice.
+        picture: save the first images with outlines as `overview.png`; `image` is needed in the output then.
+        bgr: `image` has its channels in the order blue, green, red.
     """
 
     def __init__(
         self,
-        organs: Sequence[str],
-        output_transform: Callable = from_engine(["pred", "label"]),  # noqa: B008
-        save_details: bool = True,
+        output_dir: str | Path,
+        classes: Sequence[str] = ("lesion",),
+        selection: str = "",
+        title: str = "",
+        published: Mapping[str, Any] | None = None,
+        logits: bool = True,
+        tolerance_px: float = 2.0,
+        picture: bool = False,
+        bgr: bool = False,
     ) -> None:
-        super().__init__(_StrictDice(len(organs)), output_transform=output_transform, save_details=save_details)
+        self.scores = ImageScores(classes, title, selection, published, tolerance_px=tolerance_px)
+        self.logits = logits
+        self.bgr = bgr
+        self.panels: list[Panel] = []
+        super().__init__(self.scores, output_dir, picture)
+
+    def start(self, engine: Engine) -> None:
+        super().start(engine)
+        self.panels.clear()
+
+    def add(self, file: str, item: Mapping[str, Tensor]) -> None:
+        prediction, label = image_maps(item["pred"], item["label"], len(self.scores.classes), self.logits)
+        rows = self.scores.add(file, prediction, label)
+        if self.picture and len(self.panels) < PANELS:
+            caption = f"{case_name(file)}, IoU {plus_minus(spread(row['iou'] for row in rows)['mean'], None, 100)} %"
+            image = item["image"].flip(0) if self.bgr else item["image"]
+            self.panels.append(Panel(as_array(image), as_array(prediction), as_array(label), caption))
+
+    def finish(self, engine: Engine) -> None:
+        super().finish(engine)
+        if self.picture:
+            save_panels(self.picture, self.panels, self.scores.classes, self.scores.title)
+        engine.state.metrics.update({key: self.scores.mean(key) for key in METRICS})
 
 
-class _StrictDice(CumulativeIterationMetric):
-    def __init__(self, classes: int) -> None:
+class VolumeDice(IgniteMetricHandler):
+    """Key metric: the strict mean Dice, over cases for each organ, then over organs, without any surface metric.
+
+    The number that `VolumeReport` gives, except that a case a padding sampler repeats counts every time here.
+
+    Args:
+        organs: names of the classes 1 … C.
+        output_transform: gives (predictions, labels), each a batch or a list of (1, D, H, W) maps of class indices.
+    """
+
+    def __init__(self, organs: Sequence[str], output_transform: Callable = PREDICTION_AND_LABEL) -> None:
+        def score(prediction: Tensor, label: Tensor) -> list[float]:
+            maps = class_maps(prediction[0], label[0], len(organs))
+            return [strict_dice(*masks) for masks in cropped_masks(*maps, len(organs))]
+
+        super().__init__(_MeanOfClasses(score), output_transform=output_transform)
+
+
+class ImageMetric(IgniteMetricHandler):
+    """Key metric: a metric of CMUNeXt's evaluation, mean over the images for each class, then over the classes.
+
+    Args:
+        metric: "iou", "dice", "sensitivity", "specificity", "precision", "f1" or "accuracy".
+        classes: names of the classes 1 … C.
+        logits: see `ImageReport`.
+        output_transform: gives (predictions, labels), each a batch or a list of channel-first tensors.
+    """
+
+    def __init__(
+        self,
+        metric: str = "iou",
+        classes: Sequence[str] = ("lesion",),
+        logits: bool = True,
+        output_transform: Callable = PREDICTION_AND_LABEL,
+    ) -> None:
+        if metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
+
+        def score(prediction: Tensor, label: Tensor) -> list[float]:
+            predicted, true = class_maps(*image_maps(prediction, label, len(classes), logits), len(classes))
+            indices = range(1, len(classes) + 1)
+            return [per_image(confusion(predicted == index, true == index))[metric] for index in indices]
+
+        super().__init__(_MeanOfClasses(score), output_transform=output_transform)
+
+
+class _MeanOfClasses(CumulativeIterationMetric):
+    """Collects one value for each case and class, NaN where there is none to give."""
+
+    def __init__(self, score: Callable[[Tensor, Tensor], list[float]]) -> None:
         super().__init__()
-        self.classes = classes
+        self.score = score
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        if y is None or y_pred.shape != y.shape:
-            raise ValueError(
-                f"predictions {tuple(y_pred.shape)} and labels {y if y is None else tuple(y.shape)} differ"
-            )
-        return torch.stack([self._dice(p, t) for p, t in zip(y_pred, y, strict=True)])
-
-    def _dice(self, prediction: Tensor, label: Tensor) -> Tensor:
-        """(C,) Dice per class, NaN where neither map has the class."""
-        n = self.classes + 1
-        confusion = torch.zeros(n * n, dtype=torch.int64, device=label.device)
-        for predicted, true in zip(
-            prediction.flatten(0, -3), label.flatten(0, -3), strict=True
-        ):  # slices: small copies
-            confusion += torch.bincount((true.long() * n + predicted.long()).flatten(), minlength=n * n)
-        table = confusion.view(n, n).double()
-        return (2 * table.diagonal() / (table.sum(0) + table.sum(1)))[1:]
+        """(cases, classes) float64 of two batches."""
+        if y is None or len(y_pred) != len(y):
+            raise ValueError("as many labels as predictions are needed")
+        return torch.tensor([self.score(p, t) for p, t in zip(y_pred, y, strict=True)], dtype=torch.float64)
 
     def aggregate(self) -> Tensor:
         """The mean; ValueError where no case has any of the classes, in the label or predicted."""
-        scores = self.get_buffer()
-        mean = torch.nanmean(torch.nanmean(scores, dim=0))
-        if torch.isnan(mean):
-            raise ValueError("no organ occurs in any label or prediction: there is no mean Dice to compute")
+        mean = self.get_buffer().nanmean(dim=0).nanmean()
+        if mean.isnan():
+            raise ValueError("no class occurs in any label or prediction: there is nothing to average")
         return mean
+
+
+def image_maps(prediction: Tensor, label: Tensor, classes: int, logits: bool) -> tuple[Tensor, Tensor]:
+    """Class indices (H, W) of a prediction (K, H, W) and a label (1, H, W); soft labels of one class are cut at 0.5."""
+    if logits:
+        prediction = to_labels(prediction[None])[0]
+    return prediction[0], (label[0] >= 0.5).to(torch.uint8) if classes == 1 else label[0]
 
 
 def spacing_mm(image: Tensor) -> tuple[float, ...] | None:
     """Voxel size per spatial axis, from the affine or from the meta entry `spacing_mm`; None where neither knows it.
 
     The affine comes first because transforms keep it up to date. One of unit voxels is what readers put where a file
-    says nothing, and is not believed without `spacing_mm`.
+    says nothing: it is believed only with a `spacing_mm` beside it.
     """
     if not isinstance(image, MetaTensor):
         return None
@@ -146,10 +257,9 @@ def spacing_mm(image: Tensor) -> tuple[float, ...] | None:
     return None if stated is None else tuple(float(size) for size in stated)
 
 
-def _case_name(item: Mapping[str, Any]) -> str | None:
-    """The file name, without the suffixes of the formats in use, of the first of image, label and prediction that has one."""
+def file_of(item: Mapping[str, Any]) -> str | None:
+    """Where image, label or prediction came from, the first of them that knows."""
     for key in ("image", "label", "pred"):
-        name = item[key].meta.get("filename_or_obj") if isinstance(item.get(key), MetaTensor) else None
-        if name:
-            return re.sub(r"(\.npy)?\.(h5|hdf5|nii|nii\.gz|npz|png|jpg|jpeg|bmp|tif|tiff)$", "", Path(str(name)).name)
+        if isinstance(item.get(key), MetaTensor) and item[key].meta.get("filename_or_obj"):
+            return str(item[key].meta["filename_or_obj"])
     return None

@@ -1,4 +1,4 @@
-"""Overlap and surface metrics of two binary masks, computed by medpy.
+"""Overlap and surface metrics of two binary masks, computed by medpy and MONAI.
 
 `dice(A, B) = 2 |A ∩ B| / (|A| + |B|)`. `hd95` is the 95th percentile of the surface distances of **both** directions
 taken together (medpy's definition, the one in the published tables); the larger of two directed percentiles, as MONAI
@@ -7,11 +7,14 @@ has it, is another number. What to report when a mask is empty is a protocol's d
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from medpy.metric import binary
+from monai.metrics import compute_surface_dice
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_] | torch.Tensor
@@ -40,6 +43,36 @@ def hd95(prediction: Mask, label: Mask, spacing_mm: Sequence[float] | None = Non
     # nothing changes but the time: the distance transform visits every voxel it is given.
     box = bounding_box(predicted | true)
     return float(binary.hd95(predicted[box], true[box], voxelspacing=spacing_mm))
+
+
+def surface_dice(prediction: Mask, label: Mask, tolerance_px: float = 2.0) -> float:
+    """Share of both outlines that lies within `tolerance_px` pixels of the other outline, as MONAI computes it.
+
+    0 when one of the masks (H, W) or (D, H, W) is empty, NaN when both are. Raises ValueError as `dice` does.
+    """
+    predicted, true = (torch.from_numpy(mask)[None, None] for mask in as_masks(prediction, label))
+    if not (predicted.any() or true.any()):
+        return float("nan")
+    with warnings.catch_warnings():  # MONAI 1.6 calls a function of its own with an argument that it deprecates
+        warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
+        return compute_surface_dice(predicted, true, [tolerance_px], include_background=True).item()
+
+
+class Confusion(NamedTuple):
+    """Pixels of a prediction by whether they are foreground and whether that is true."""
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+
+
+def confusion(prediction: Mask, label: Mask) -> Confusion:
+    """The confusion matrix of two boolean masks of one shape; ValueError for others."""
+    predicted, true = as_masks(prediction, label)
+    tp = int(np.count_nonzero(predicted & true))
+    fp, fn = int(np.count_nonzero(predicted)) - tp, int(np.count_nonzero(true)) - tp
+    return Confusion(tp, fp, fn, true.size - tp - fp - fn)
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:

@@ -1,7 +1,8 @@
-"""What an organ of one case scores, empty masks included: the published rules and strict ones.
+"""What one case scores, empty masks included: the published rules, and strict ones.
 
-A mask pair is `computed` (both masks have voxels), `missed` (only the label has), a `false alarm` (only the prediction
-has) or `absent` (neither has). The protocols agree on computed pairs but for the unit of HD95; the rest:
+Volumes, organ by organ (`paper`, `strict`). A pair of masks is `computed` (both have voxels), `missed` (only the label
+has), a `false alarm` (only the prediction has) or `absent` (neither has). The
+protocols agree on computed pairs but for the unit of HD95; the rest:
 
             paper              strict
 false alarm Dice 1, HD95 0     Dice 0, HD95 undefined
@@ -11,15 +12,18 @@ HD95        voxels             mm where the spacing is known
 
 `paper` is what the VM-UNet and TransUNet tables were made with. Undefined and unscored values are NaN and are left out
 of means, which therefore always come with their N.
+
+Single images (`per_image`, `pooled`): the two published ways to count pixels. The mean over images weighs every image
+alike, the pooled count every pixel, so large lesions weigh more there: on the same predictions the numbers differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import nan
 from typing import Literal, NamedTuple
 
-from evaluation.metrics import Mask, as_masks, dice, hd95
+from evaluation.metrics import Confusion, Mask, as_masks, dice, hd95
 
 Status = Literal["computed", "missed", "false alarm", "absent"]
 
@@ -31,6 +35,22 @@ RULES = {
     "paper": (
         "as published for TransUNet and VM-UNet: organ in the prediction only: Dice 1, HD95 0; in the label only or in "
         "neither: Dice 0, HD95 0; means over all cases; HD95 in voxels whatever the spacing"
+    ),
+}
+
+IMAGE_RULES = {
+    "per image": (
+        "as published for CMUNeXt: each image on its own, IoU with 1e-5 added to intersection and union (so 1 where "
+        "both masks are empty), F1 = 2·SE·PC/(SE+PC+1e-6), the other denominators with 1e-6 added (so 0 where there is "
+        "nothing to count); mean over the images"
+    ),
+    "pooled": (
+        "as published for VM-UNet on ISIC: the pixels of all images in one confusion matrix; IoU of the foreground "
+        "(printed there as mIoU); a ratio without pixels to count is 0"
+    ),
+    "surface": (
+        "in pixels, mean over the images; HD95 (medpy) where both masks have pixels, surface Dice (MONAI) 0 where one "
+        "of the masks is empty and undefined where both are"
     ),
 }
 
@@ -64,6 +84,42 @@ def strict(prediction: Mask, label: Mask, spacing_mm: Sequence[float] | None = N
     """The protocol in which a missed organ and a false alarm cost: see the module's table."""
     unit = "voxels" if spacing_mm is None else "mm"
     status = occurrence(prediction, label)
-    if status == "computed":
-        return Score(dice(prediction, label), hd95(prediction, label, spacing_mm), unit, status)
-    return Score(nan if status == "absent" else 0.0, nan, unit, status)
+    distance = hd95(prediction, label, spacing_mm) if status == "computed" else nan
+    return Score(strict_dice(prediction, label), distance, unit, status)
+
+
+def strict_dice(prediction: Mask, label: Mask) -> float:
+    """Dice under the strict protocol: NaN where both masks are empty."""
+    return nan if occurrence(prediction, label) == "absent" else dice(prediction, label)
+
+
+def per_image(counts: Confusion) -> dict[str, float]:
+    """The metrics of one image as CMUNeXt's evaluation computes them, to be averaged over images."""
+    tp, fp, fn, tn = counts
+    iou = (tp + 1e-5) / (tp + fp + fn + 1e-5)
+    sensitivity, precision = tp / (tp + fn + 1e-6), tp / (tp + fp + 1e-6)
+    return {
+        "iou": iou,
+        "dice": 2 * iou / (1 + iou),
+        "sensitivity": sensitivity,
+        "specificity": tn / (tn + fp + 1e-6),
+        "precision": precision,
+        "f1": 2 * sensitivity * precision / (sensitivity + precision + 1e-6),
+        "accuracy": (tp + tn) / (tp + fp + fn + tn),
+    }
+
+
+def pooled(images: Iterable[Confusion]) -> dict[str, float]:
+    """The metrics of a set of images as VM-UNet's evaluation on ISIC computes them, from their summed counts."""
+    tp, fp, fn, tn = (sum(counts) for counts in zip(Confusion(0, 0, 0, 0), *images, strict=True))
+
+    def ratio(part: int, whole: int) -> float:
+        return part / whole if whole else 0.0
+
+    return {
+        "iou": ratio(tp, tp + fp + fn),
+        "dice": ratio(2 * tp, 2 * tp + fp + fn),
+        "sensitivity": ratio(tp, tp + fn),
+        "specificity": ratio(tn, tn + fp),
+        "accuracy": ratio(tp + tn, tp + fp + fn + tn),
+    }

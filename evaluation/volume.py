@@ -72,9 +72,7 @@ class SliceToVolume(Inferer):
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Raises ValueError for an input that is no (B, C, D, H, W) volume; further arguments go to the network."""
         if inputs.ndim != 5 or inputs.numel() == 0:
-            raise ValueError(
-                f"SliceToVolume takes volumes (B, C, D, H, W), not shape {tuple(inputs.shape)}"
-            )
+            raise ValueError(f"SliceToVolume takes volumes (B, C, D, H, W), not shape {tuple(inputs.shape)}")
         axis = self.spatial_dim + 2
         volumes = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         stack = volumes.movedim(axis, 1)  # (B, D, C, H, W), a view

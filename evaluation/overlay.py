@@ -1,0 +1,201 @@
+"""Pictures: images with predicted and true outlines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from evaluation.report import replacing
+
+# Bright on grey and told apart by most kinds of colour vision; more classes than colours start again.
+COLOURS = ("#ff5a4f", "#37d67a", "#ffd23f", "#3fa7ff", "#c77dff", "#ff9f1c", "#2ee6d6", "#ff70c0", "#b8e04a", "#9aa8ff",
+           "#e0a070", "#d0d0d0", "#5fd0a0")  # fmt: skip
+BACKGROUND, TEXT = "#14161a", "#e8eaed"
+
+
+class Panel(NamedTuple):
+    """One image, (H, W), (1, H, W) or (3, H, W), with its maps of class indices, (H, W).
+
+    `aspect` is pixel height over pixel width.
+    """
+
+    image: NDArray[Any]
+    prediction: NDArray[Any]
+    label: NDArray[Any] | None
+    caption: str = ""
+    aspect: float = 1.0
+
+
+def save_overview(
+    path: str | Path,
+    image: ArrayLike | Tensor,
+    prediction: ArrayLike | Tensor,
+    label: ArrayLike | Tensor | None,
+    organs: Sequence[str],
+    *,
+    spacing_mm: Sequence[float] | None = None,
+    title: str = "",
+    slices: int = 3,
+) -> None:
+    """Save a PNG of an image with what was predicted (filled, solid outline) and what is true (dashed outline).
+
+    Of a volume it shows axial slices: the labelled stretch is cut into equal parts and of each part the slice with most
+    organs is taken. Of a single image it shows the image, and the image with outlines.
+
+    Args:
+        path: the PNG file, written whole or not at all.
+        image: (D, H, W), (H, W) or (3, H, W) RGB, with or without a leading channel of one for grey values; any range.
+        prediction: map of class indices of the image's spatial shape, with or without a leading channel of one.
+        label: the same, or None where there is no truth to show.
+        organs: names of the classes 1 … C.
+        spacing_mm: voxel size for each spatial axis, for true proportions.
+        title: heading.
+        slices: how many slices of a volume.
+
+    Raises:
+        ValueError: for an image that is neither, or maps that do not fit it.
+    """
+    predicted = _map(prediction)
+    true = None if label is None else _map(label)
+    picture = as_array(image)
+    if picture.ndim == predicted.ndim + 1 and len(picture) == 1:
+        picture = picture[0]
+    spatial = picture.shape[-2:] if predicted.ndim == 2 else picture.shape
+    if predicted.ndim not in (2, 3) or spatial != predicted.shape or (true is not None and true.shape != spatial):
+        raise ValueError(f"{path}: image {picture.shape} and maps {predicted.shape} do not belong together")
+    aspect = 1.0 if spacing_mm is None else float(spacing_mm[-2]) / float(spacing_mm[-1])
+    if predicted.ndim == 2:
+        panels = [Panel(picture, np.zeros_like(predicted), None, "image", aspect)]
+        panels.append(Panel(picture, predicted, true, "segmentation", aspect))
+    else:
+        marked = predicted if true is None else np.where(true > 0, true, predicted)
+        rows, columns = _frame(marked)
+        panels = [
+            Panel(
+                picture[i, rows, columns],
+                predicted[i, rows, columns],
+                None if true is None else true[i, rows, columns],
+                f"slice {i + 1} of {len(picture)}",
+                aspect,
+            )
+            for i in choose_slices(marked, slices)
+        ]
+    save_panels(path, panels, organs, title)
+
+
+def choose_slices(marked: NDArray[Any], count: int) -> list[int]:
+    """Indices of at most `count` slices of a map (D, H, W): of each part of the marked stretch that with most classes.
+
+    Equal numbers of classes are decided by the marked area; without any mark the stretch is the whole volume.
+    """
+    areas = np.count_nonzero(marked, axis=(1, 2))
+    occupied = np.flatnonzero(areas) if areas.any() else np.arange(len(marked))
+    stretch = np.arange(occupied[0], occupied[-1] + 1)
+    parts = [part for part in np.array_split(stretch, count) if len(part)]
+    return [int(max(part, key=lambda i: (len(np.unique(marked[i])), areas[i]))) for part in parts]
+
+
+def save_panels(path: str | Path, panels: Sequence[Panel], organs: Sequence[str], title: str = "") -> None:
+    """Save a PNG with one column for each panel and a legend of the classes that occur in any of them."""
+    shapes = [(panel.image.shape[-2] * panel.aspect, panel.image.shape[-1]) for panel in panels]
+    height = 3.6  # inches, as all lengths here
+    widths = [height * width / tall for tall, width in shapes]
+    margin, gap, top, bottom = 0.12, 0.08, 0.6 if title else 0.3, 0.42
+    used = sum(widths) + gap * (len(panels) - 1)
+    total_width, total_height = max(used + 2 * margin, 6.0), height + top + bottom
+    figure = Figure(figsize=(total_width, total_height), dpi=150, facecolor=BACKGROUND)
+    left = (total_width - used) / 2
+    for panel, width in zip(panels, widths, strict=True):
+        place = left / total_width, bottom / total_height, width / total_width, height / total_height
+        _draw(figure.add_axes(place), panel)
+        left += width + gap
+    figure.text(0.5, 1 - 0.2 / total_height, title, color=TEXT, fontsize=12, ha="center", va="center")
+    _legend(figure, panels, organs)
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, format="png", facecolor=BACKGROUND)
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    picture = _to_unit_range(panel.image)
+    picture = np.moveaxis(picture, 0, -1) if picture.shape[:-2] == (3,) else picture.reshape(picture.shape[-2:])
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect=panel.aspect, interpolation="bilinear")
+    axes.set_title(panel.caption, color=TEXT, fontsize=9, pad=4)
+    axes.axis("off")
+    fill = np.zeros((*panel.prediction.shape, 4))
+    for index in _classes(panel.prediction):
+        mask = panel.prediction == index
+        fill[mask] = (*to_rgb(_colour(index)), 0.38)
+        _outline(axes, mask, colors=[_colour(index)], linewidths=1.2)
+    axes.imshow(fill, aspect=panel.aspect, interpolation="nearest")
+    if panel.label is not None:
+        for index in _classes(panel.label):
+            _outline(axes, panel.label == index, colors=["white"], linewidths=1.0, linestyles=[(0, (3, 2))])
+
+
+def _outline(axes: Axes, mask: NDArray[np.bool_], **style: Any) -> None:
+    """The border of a mask; it is padded so that a mask that touches the image's edge is closed there."""
+    rows, columns = (np.arange(-1, size + 1) for size in mask.shape)
+    axes.contour(columns, rows, np.pad(mask, 1).astype(float), levels=[0.5], **style)
+
+
+def _legend(figure: Figure, panels: Sequence[Panel], organs: Sequence[str]) -> None:
+    shown = sorted({index for panel in panels for part in (panel.prediction, panel.label) for index in _classes(part)})
+    handles: list[Any] = [
+        Patch(facecolor=(*to_rgb(_colour(index)), 0.5), edgecolor=_colour(index), label=organs[index - 1])
+        for index in shown
+    ]
+    handles.append(Line2D([], [], color=TEXT, linewidth=1.2, label="predicted (filled)"))
+    if any(panel.label is not None for panel in panels):
+        handles.append(Line2D([], [], color="white", linewidth=1.0, linestyle=(0, (3, 2)), label="true"))
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor=TEXT, fontsize=9,
+                  borderpad=0.2, handlelength=1.6, columnspacing=1.4)  # fmt: skip
+
+
+def as_array(values: ArrayLike | Tensor) -> NDArray[Any]:
+    """A NumPy array of a tensor on any device, or of what NumPy takes."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _map(values: ArrayLike | Tensor) -> NDArray[Any]:
+    array = as_array(values)
+    return (array[0] if array.ndim > 2 and len(array) == 1 else array).astype(np.int64)
+
+
+def _classes(indices: NDArray[Any] | None) -> list[int]:
+    return [] if indices is None else [int(index) for index in np.unique(indices) if index > 0]
+
+
+def _colour(index: int) -> str:
+    return COLOURS[(index - 1) % len(COLOURS)]
+
+
+def _to_unit_range(image: NDArray[Any]) -> NDArray[Any]:
+    """Unchanged where the values are in [0, 1] already, else stretched from the 0.5th to the 99.5th percentile."""
+    picture = image.astype(np.float32)
+    if picture.min() >= 0 and picture.max() <= 1:
+        return picture
+    low, high = np.percentile(picture, (0.5, 99.5))
+    return ((picture - low) / max(high - low, 1e-6)).clip(0, 1)
+
+
+def _frame(marked: NDArray[Any]) -> tuple[slice, slice]:
+    """Rows and columns of what is marked in any slice, with a margin; everything where nothing is."""
+    frame = []
+    for axis in (1, 2):
+        size = marked.shape[axis]
+        occupied = np.flatnonzero(marked.any(axis=(0, 3 - axis)))
+        if not len(occupied):
+            return slice(None), slice(None)
+        margin = max(4, round(0.08 * size))
+        frame.append(slice(max(int(occupied[0]) - margin, 0), int(occupied[-1]) + 1 + margin))
+    return frame[0], frame[1]
