@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import OneOf
@@ -23,6 +23,7 @@ def test_rotate_is_scipys_for_every_published_angle(shape):
         np.testing.assert_array_equal(rotate(x, angle), ndimage.rotate(x, angle, order=0, reshape=False))
 
 
+@settings(deadline=None)
 @given(shapes, st.floats(-720, 720))
 def test_rotate_is_scipys_for_any_angle(shape, angle):
     x = numbered(shape)
@@ -39,6 +40,7 @@ def test_rotate_keeps_leading_axes_dtype_and_kind():
     assert isinstance(rotate(x.numpy(), 13), np.ndarray)
 
 
+@settings(deadline=None)
 @given(shapes, st.integers(-4, 7), st.sampled_from([0, 1]))
 def test_rot_flip_is_numpys_and_undoes_itself(shape, k, axis):
     x = numbered(shape)

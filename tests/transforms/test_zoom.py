@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from scipy import ndimage
@@ -17,6 +17,7 @@ def scipy_zoom(x: np.ndarray, size: tuple[int, int], order: int) -> np.ndarray:
     return np.stack([ndimage.zoom(one, factors[-2:], order=order) for one in slices]).reshape(*x.shape[:-2], *size)
 
 
+@settings(deadline=None)
 @given(sizes, sizes, st.sampled_from([0, 1, 2, 3, 5]), st.sampled_from([(), (1,), (2, 3)]))
 @example((8, 9), (26, 9), 3, ())  # scipy takes the last row as lying outside
 @example((8, 9), (26, 9), 0, ())
@@ -35,6 +36,7 @@ def test_equals_scipy(source, target, order, lead):
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
 
 
+@settings(deadline=None)
 @given(sizes, sizes)
 def test_order_0_keeps_every_label(source, target):
     label = np.random.default_rng(0).integers(0, 9, source, dtype=np.uint8)

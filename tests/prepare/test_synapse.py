@@ -1,0 +1,200 @@
+import json
+from itertools import permutations, product
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+
+from prepare.__main__ import main
+from prepare.output import PrepareError
+from prepare.synapse import ORGANS, TEST_CASES, TRAIN_CASES, load_volume, prepare_synapse
+
+SHAPE = (7, 12, 9)  # D, H, W
+AFFINE = np.array([[0, 0, -0.8, 40], [0, -0.7, 0, 30], [5.0, 0, 0, -60], [0, 0, 0, 1]])
+PUBLISHED_IDS = {
+    "aorta": 8,
+    "gallbladder": 4,
+    "left kidney": 3,
+    "right kidney": 2,
+    "liver": 6,
+    "pancreas": 11,
+    "spleen": 1,
+    "stomach": 7,
+}
+
+
+def raw_case(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    hounsfield = rng.integers(-1000, 1500, SHAPE).astype(np.int16)
+    return hounsfield, rng.integers(0, 14, SHAPE).astype(np.uint8)
+
+
+def write_pair(raw, case, hounsfield, label, codes="LAS", label_affine_shift=0.0):
+    change = ornt_transform(axcodes2ornt("SPL"), axcodes2ornt(codes))
+    affine = AFFINE @ inv_ornt_aff(change, SHAPE)
+    for kind, array, shift in (("img", hounsfield, 0.0), ("label", label, label_affine_shift)):
+        (raw / kind).mkdir(parents=True, exist_ok=True)
+        moved = affine.copy()
+        moved[0, 3] += shift
+        image = nib.Nifti1Image(apply_orientation(array, change), moved)
+        nib.save(image, raw / kind / f"{kind}{case:04d}.nii.gz")
+
+
+@pytest.fixture
+def raw(tmp_path):
+    for case in (1, 2, 5):
+        write_pair(tmp_path / "raw", case, *raw_case(case))
+    return tmp_path / "raw"
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_layout_values_and_classes(raw, tmp_path):
+    out = tmp_path / "out"
+    prepare_synapse(raw, out, [5, 1], [2])
+    lists = {path.name: path.read_text().split() for path in (out / "lists" / "lists_Synapse").iterdir()}
+    slices = [f"case{case:04d}_slice{index:03d}" for case in (1, 5) for index in range(SHAPE[0])]
+    assert lists == {
+        "train.txt": slices,
+        "test_vol.txt": ["case0002"],
+        "all.lst": ["case0001.npy.h5", "case0002.npy.h5", "case0005.npy.h5"],
+    }
+    assert sorted(path.stem for path in (out / "train_npz").iterdir()) == slices
+
+    hounsfield, ids = raw_case(5)
+    with np.load(out / "train_npz" / "case0005_slice003.npz", allow_pickle=False) as file:
+        image, label = file["image"], file["label"]
+    assert (image.dtype, label.dtype) == (np.float32, np.uint8)
+    np.testing.assert_allclose(image, (np.clip(hounsfield[3], -125.0, 275) + 125) / 400, atol=1e-6)
+    for number, organ in enumerate(ORGANS, start=1):
+        np.testing.assert_array_equal(label == number, ids[3] == PUBLISHED_IDS[organ])
+    np.testing.assert_array_equal(label == 0, ~np.isin(ids[3], list(PUBLISHED_IDS.values())))
+
+    with h5py.File(out / "test_vol_h5" / "case0002.npy.h5") as file:
+        assert file["image"].shape == file["label"].shape == SHAPE
+        assert (file["image"].dtype, file["label"].dtype) == (np.float32, np.uint8)
+        np.testing.assert_allclose(file.attrs["spacing_mm"], (5, 0.7, 0.8), rtol=1e-6)
+        np.testing.assert_allclose(file.attrs["affine"], AFFINE, atol=1e-5)
+        np.testing.assert_array_equal(file.attrs["window_hu"], (-125, 275))
+        assert tuple(file.attrs["organs"]) == ORGANS
+        assert file.attrs["source"] == "img0002.nii.gz"
+
+    facts = json.loads((out / "dataset.json").read_text())
+    assert (facts["train"], facts["test"], facts["in_both"]) == (["case0001", "case0005"], ["case0002"], [])
+    assert facts["training_slices"] == 14
+    assert facts["raw_ids"] == PUBLISHED_IDS
+
+
+@pytest.mark.parametrize("codes", ["".join(c) for p in permutations(["RL", "AP", "SI"]) for c in product(*p)][::3])
+def test_result_does_not_depend_on_the_inputs_axis_codes(tmp_path, codes):
+    hounsfield, ids = raw_case()
+    write_pair(tmp_path, 1, hounsfield, ids, codes)
+    volume = load_volume(tmp_path / "img" / "img0001.nii.gz", tmp_path / "label" / "label0001.nii.gz")
+    np.testing.assert_allclose(volume.image, (np.clip(hounsfield, -125.0, 275) + 125) / 400, atol=1e-6)
+    np.testing.assert_array_equal(volume.label == ORGANS.index("liver") + 1, ids == PUBLISHED_IDS["liver"])
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
+    assert nib.aff2axcodes(volume.affine) == ("S", "P", "L")
+    np.testing.assert_allclose(volume.spacing_mm, (5, 0.7, 0.8), rtol=1e-6)
+
+
+def test_published_split():
+    assert (len(TRAIN_CASES), len(TEST_CASES)) == (18, 12)
+    assert not set(TRAIN_CASES) & set(TEST_CASES)
+
+
+def test_missing_cases_are_named(raw, tmp_path):
+    with pytest.raises(PrepareError, match=r"cases 3 4 6 7 .* 40 are missing.*--allow-missing"):
+        prepare_synapse(raw, tmp_path / "out")
+    with pytest.raises(PrepareError, match="cases 9 are missing"):
+        prepare_synapse(raw, tmp_path / "out", [5, 9], [1])
+    assert not (tmp_path / "out").exists()
+    prepare_synapse(raw, tmp_path / "out", allow_missing=True)
+    facts = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert (facts["train"], facts["test"]) == (["case0005"], ["case0001", "case0002"])
+
+
+def test_a_case_in_both_parts_must_be_asked_for(raw, tmp_path, capsys):
+    with pytest.raises(PrepareError, match="cases 1 would be in training and test"):
+        prepare_synapse(raw, tmp_path / "out", train_cases=[1])
+    prepare_synapse(raw, tmp_path / "out", [1], [1])
+    assert "WARNING: cases 1 are in training AND test" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["in_both"] == ["case0001"]
+
+
+def test_bad_pairs_are_named(raw, tmp_path):
+    hounsfield, ids = raw_case()
+
+    def expect(what, **change):
+        write_pair(raw, 1, **{"hounsfield": hounsfield, "label": ids} | change)
+        with pytest.raises(PrepareError, match=what):
+            prepare_synapse(raw, tmp_path / "out", [5], [1])
+        assert not (tmp_path / "out").exists()
+
+    expect(r"label0001.*shape", label=ids[:-1])
+    expect(r"label0001.*affine differs", label_affine_shift=1.0)
+    expect(r"label0001.*label ids .*14", label=np.where(ids == 3, 14, ids).astype(np.uint8))
+    expect(r"label0001.*label ids .*2\.5", label=np.where(ids == 3, 2.5, ids).astype(np.float32))
+    expect(r"img0001.*not Hounsfield", hounsfield=(hounsfield / 1500).astype(np.float32))
+    expect(r"img0001.*not finite", hounsfield=np.where(ids == 3, np.nan, hounsfield).astype(np.float32))
+    expect(r"img0001.*shape", hounsfield=hounsfield[..., None], label=ids[..., None])
+
+    write_pair(raw, 1, hounsfield, ids)
+    packed = (raw / "img" / "img0001.nii.gz").read_bytes()
+    (raw / "img" / "img0001.nii.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(PrepareError, match=r"img0001.*(damaged|not a readable)"):
+        prepare_synapse(raw, tmp_path / "out", [5], [1])
+    (raw / "img" / "img0001.nii.gz").unlink()
+    with pytest.raises(PrepareError, match=r"label0001.*image file is missing"):
+        prepare_synapse(raw, tmp_path / "out", [5], [1])
+    with pytest.raises(PrepareError, match="no folder img/"):
+        prepare_synapse(tmp_path, tmp_path / "out", [5], [1])
+
+
+def test_an_earlier_result_is_replaced_only_when_asked(raw, tmp_path):
+    out = tmp_path / "out"
+    prepare_synapse(raw, out, [5], [1])
+    before = files(out)
+    with pytest.raises(PrepareError, match="exists already"):
+        prepare_synapse(raw, out, [5], [2])
+    assert files(out) == before
+    prepare_synapse(raw, out, [5], [2], overwrite=True)
+    assert not (out / "test_vol_h5" / "case0001.npy.h5").exists()
+    prepare_synapse(raw, out, [5], [1], overwrite=True)
+    assert files(out) == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_folders_of_others_are_never_replaced(raw, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
+    with pytest.raises(PrepareError, match="not prepared here"):
+        prepare_synapse(raw, tmp_path / "thesis", [5], [1], overwrite=True)
+    assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "years of work"
+
+
+def test_a_failed_run_leaves_the_earlier_result(raw, tmp_path):
+    out = tmp_path / "out"
+    prepare_synapse(raw, out, [5], [1])
+    before = files(out)
+    hounsfield, ids = raw_case()
+    write_pair(raw, 2, hounsfield, ids + 100)
+    with pytest.raises(PrepareError):
+        prepare_synapse(raw, out, [5, 1], [2], overwrite=True)
+    assert files(out) == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_command_line(raw, tmp_path, capsys):
+    arguments = ["synapse", "--raw", str(raw), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("prepare synapse: ")
+    assert error.count("\n") == 1
+    assert main([*arguments, "--train-cases", "5", "--test-cases", "1", "2"]) == 0
+    table = capsys.readouterr().out
+    assert "case0005  train  7       12×9      5.00 × 0.70 × 0.80" in table
+    assert "7 training slices, 2 test volumes, orientation SPL" in table
