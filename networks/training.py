@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
-from monai.handlers import from_engine
+from monai.handlers import LrScheduleHandler, StatsHandler, TensorBoardStatsHandler, ValidationHandler, from_engine
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -90,6 +90,38 @@ class RunLog:
             logger.info(f"{seconds:.3f} s per step, {per_epoch} steps per epoch, about {left} for {epochs} epochs")
 
 
+def train_handlers(
+    network: nn.Module,
+    device: torch.device | str,
+    log_dir: str | Path,
+    lr_scheduler: Any,
+    lr_per_step: bool = False,
+    validator: Engine | None = None,
+    val_interval: int = 1,
+    note: str = "",
+) -> list[Any]:
+    """The handlers every bundle's trainer has, in the order they act in.
+
+    Args:
+        network, device, note: see `RunLog`.
+        log_dir: folder of the TensorBoard events.
+        lr_scheduler: stepped after each epoch, or after each step with `lr_per_step`.
+        validator: evaluator that runs every `val_interval` epochs; None validates nothing.
+    """
+    loss = from_engine(["loss"], first=True)
+    handlers = [
+        RunLog(network, device, note),
+        TrainingBar(),
+        LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=not lr_per_step),
+    ]
+    if validator is not None:
+        handlers.append(ValidationHandler(interval=val_interval, validator=validator, epoch_level=True))
+    if _rank() == 0:
+        handlers.append(StatsHandler(name="training", tag_name="train_loss", iteration_log=False))
+        handlers.append(TensorBoardStatsHandler(log_dir=str(log_dir), tag_name="train_loss", output_transform=loss))
+    return handlers
+
+
 class Checkpoints:
     """Writes `last.pt` after each epoch and `model.pt` whenever the score is the best so far; resumes from `last.pt`.
 
@@ -102,39 +134,57 @@ class Checkpoints:
         network: whose weights are saved; the bare one, not its distributed wrapper.
         others: what else a resumed run needs, as optimizer and learning-rate scheduler.
         resume: continue the run that `last.pt` holds.
+        patience: end the training after so many scores in a row without a better one; 0 never does.
         seed: a resumed run draws from seed + epoch, so that it does not repeat the first epochs' shuffling.
     """
 
     def __init__(
-        self, ckpt_dir: str | Path, network: nn.Module, others: Mapping[str, Any], resume: bool = False, seed: int = 0
+        self,
+        ckpt_dir: str | Path,
+        network: nn.Module,
+        others: Mapping[str, Any],
+        resume: bool = False,
+        patience: int = 0,
+        seed: int = 0,
     ) -> None:
         self.ckpt_dir = Path(ckpt_dir)
         self.network = network
         self.objects = {"model": network, **others}
         self.resume = resume
+        self.patience = patience
         self.seed = seed
         self.best: float | None = None
+        self.since_best = 0
 
     def attach(self, trainer: Engine, scored: Engine, metric: str, lowest: bool = False) -> None:
         """Saves after the epochs of `trainer`, scoring by `scored.state.metrics[metric]`, the greatest being best."""
-        sign = -1.0 if lowest else 1.0
         if self.resume:
             self._load(trainer)
-        if _rank() == 0:
-            # an evaluator has one epoch a run
-            scored.add_event_handler(Events.EPOCH_COMPLETED, self._score, metric, sign)
-            trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_last)
+        sign = -1.0 if lowest else 1.0
+        # an evaluator has one epoch a run
+        scored.add_event_handler(Events.EPOCH_COMPLETED, self._score, trainer, metric, sign)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_last)
 
-    def _score(self, engine: Engine, metric: str, sign: float) -> None:
+    def _score(self, engine: Engine, trainer: Engine, metric: str, sign: float) -> None:
         score = sign * float(engine.state.metrics[metric])
         if self.best is None or score > self.best:
-            self.best = score
-            save_atomically(self.network.state_dict(), self.ckpt_dir / "model.pt")
+            self.best, self.since_best = score, 0
+            self._save(self.network.state_dict(), "model.pt")
             logger.info(f"best {metric} so far, {sign * score:.4f}: saved {self.ckpt_dir / 'model.pt'}")
+            return
+        self.since_best += 1
+        if self.since_best == self.patience:
+            logger.info(f"no better {metric} in {self.patience} looks: training ends early")
+            trainer.terminate()
 
     def _save_last(self, trainer: Engine) -> None:
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
-        save_atomically({**state, "trainer": dict(trainer.state_dict()), "best": self.best}, self.ckpt_dir / "last.pt")
+        selection = {"best": self.best, "since_best": self.since_best}
+        self._save({**state, "trainer": dict(trainer.state_dict()), "selection": selection}, "last.pt")
+
+    def _save(self, content: Any, name: str) -> None:
+        if _rank() == 0:
+            save_atomically(content, self.ckpt_dir / name)
 
     def _load(self, trainer: Engine) -> None:
         path = self.ckpt_dir / "last.pt"
@@ -143,7 +193,7 @@ class Checkpoints:
         state = torch.load(path, map_location="cpu", weights_only=True)
         for name, thing in self.objects.items():
             thing.load_state_dict(state[name])
-        self.best = state["best"]
+        self.best, self.since_best = state["selection"]["best"], state["selection"]["since_best"]
         max_epochs = trainer.state.max_epochs or 0
         trainer.load_state_dict(state["trainer"])
         trainer.state.max_epochs = max_epochs
@@ -164,13 +214,13 @@ def save_atomically(content: Any, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_or_exit(network: nn.Module, path: str | Path, load: bool = True) -> nn.Module:
+def load_or_exit(network: nn.Module, path: str | Path | None) -> nn.Module:
     """`network` with the weights at `path`; a missing or unfit file ends the program with one line.
 
-    With `load` false the network stays as it is, and that is logged as a warning.
+    None leaves the network as it is.
     """
-    if not load:
-        logger.warning("load_pretrain is false: the network keeps its random weights")
+    if path is None:
+        logger.info("no weights to start from: they are random")
         return network
     try:
         report = load_weights(network, path)

@@ -67,7 +67,7 @@ def test_training_resumes(trained: tuple[Path, str], options: Callable, bundle_c
     before, after = (torch.load(p / "last.pt", weights_only=True) for p in (trained[0], tmp_path))
     assert after["trainer"]["iteration"] == 3 * 6
     assert after["lr_scheduler"]["last_epoch"] == 3
-    assert after["best"] >= before["best"]
+    assert after["selection"]["best"] >= before["selection"]["best"]
     steps = {int(state["step"]) for state in after["optimizer"]["state"].values()}
     assert steps == {18}
 
