@@ -3,14 +3,16 @@
 from transforms.augment import RandRotate, RandRotated, RandRotFlip, RandRotFlipd, rot_flip, rotate
 from transforms.datasets import DatasetError, find_files, synapse_split
 from transforms.intensity import WINDOW_HU, WindowHU, WindowHUd
-from transforms.readers import SPL_AFFINE, HDF5Reader, VolumeReader
+from transforms.readers import PICTURE_SUFFIXES, SPL_AFFINE, HDF5Reader, PictureReader, VolumeReader, read_picture
 from transforms.zoom import SplineZoom, SplineZoomd, spline_zoom
 
 __all__ = [
+    "PICTURE_SUFFIXES",
     "SPL_AFFINE",
     "WINDOW_HU",
     "DatasetError",
     "HDF5Reader",
+    "PictureReader",
     "RandRotFlip",
     "RandRotFlipd",
     "RandRotate",
@@ -21,6 +23,7 @@ __all__ = [
     "WindowHU",
     "WindowHUd",
     "find_files",
+    "read_picture",
     "rot_flip",
     "rotate",
     "spline_zoom",

@@ -1,4 +1,4 @@
-"""Readers for `LoadImaged`: prepared HDF5 volumes, and NIfTI beside them.
+"""Readers for `LoadImaged`: prepared HDF5 volumes, NIfTI beside them, and pictures.
 
 MONAI's `LoadImage` swallows whatever `ImageReader.read` raises and tries its other readers; what `get_data` raises
 reaches the user. So `read` only looks at the suffix here and `get_data` opens the file.
@@ -16,10 +16,11 @@ import numpy as np
 from monai.config import PathLike
 from monai.data import ImageReader, NibabelReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from PIL import Image
 
 from transforms.intensity import WINDOW_HU
 
-__all__ = ["SPL_AFFINE", "HDF5Reader", "VolumeReader"]
+__all__ = ["PICTURE_SUFFIXES", "SPL_AFFINE", "HDF5Reader", "PictureReader", "VolumeReader", "read_picture"]
 
 # Array index (d, h, w, 1) → RAS for unit voxels in the prepared orientation: d towards Superior, h towards Posterior,
 # w towards the patient's Left.
@@ -28,12 +29,29 @@ SPL_AFFINE = np.array([[0.0, 0, -1, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1
 
 ATTRIBUTES = ("affine", "spacing_mm", "window_hu")
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+PICTURE_MODES = ("RGB", "BGR", "L", "ids")
+
 
 def _has_suffix(files: Sequence[PathLike], suffixes: tuple[str, ...]) -> bool:
     return bool(files) and all(str(name).lower().endswith(suffixes) for name in files)
 
 
-class HDF5Reader(ImageReader):
+class _OneFileReader(ImageReader):
+    suffixes: tuple[str, ...]
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        return _has_suffix(ensure_tuple(filename), self.suffixes)
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Path:
+        """The path itself; raises ValueError for several files or for a suffix that is not this reader's."""
+        files = ensure_tuple(data)
+        if len(files) != 1 or not self.verify_suffix(files):
+            raise ValueError(f"{', '.join(map(str, files))}: expected one file ending in {', '.join(self.suffixes)}")
+        return Path(files[0])
+
+
+class HDF5Reader(_OneFileReader):
     """One data set of an HDF5 volume, (D, H, W), as `python -m prepare synapse` writes it or as it circulates.
 
     Metadata: `affine` (array index → RAS mm), `window_hu` (the Hounsfield window that the values in [0, 1] stand for)
@@ -49,16 +67,6 @@ class HDF5Reader(ImageReader):
     def __init__(self, dataset: str = "image") -> None:
         super().__init__()
         self.dataset = dataset
-
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        return _has_suffix(ensure_tuple(filename), self.suffixes)
-
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Path:
-        """The path itself; raises ValueError for several files or for a suffix that is not this reader's."""
-        files = ensure_tuple(data)
-        if len(files) != 1 or not self.verify_suffix(files):
-            raise ValueError(f"{', '.join(map(str, files))}: expected one file ending in {' or '.join(self.suffixes)}")
-        return Path(files[0])
 
     def get_data(self, img: Path) -> tuple[np.ndarray, dict]:
         """(array (D, H, W), metadata); raises FileNotFoundError, or ValueError naming the file and what is wrong."""
@@ -117,4 +125,71 @@ class VolumeReader(HDF5Reader):
             raise ValueError(f"{img}: not a readable NIfTI file ({error})") from error
         if array.ndim != 3:
             raise ValueError(f"{img}: shape {array.shape}, expected one volume (X, Y, Z)")
+        return array, meta
+
+
+def read_picture(path: PathLike, mode: str = "RGB") -> np.ndarray:
+    """A picture (png, jpg, bmp, tif) in one of the forms that networks and masks want, whatever form it is stored in.
+
+    Grey becomes three equal channels, transparency is dropped, palettes are looked up, 16-bit grey is scaled to 8 bits.
+    The pixels stay where the file has them (an EXIF orientation is not applied, as masks are drawn on the pixels).
+
+    Args:
+        mode: "RGB" or "BGR" (H, W, 3), "L" for grey (H, W), "ids" for the stored numbers (H, W), palette indices too.
+
+    Returns:
+        uint8, or for "ids" whatever integers the file holds.
+
+    Raises:
+        FileNotFoundError, or ValueError naming the file when it is damaged or cannot be seen this way.
+    """
+    path = Path(path)
+    if mode not in PICTURE_MODES:
+        raise ValueError(f"mode must be one of {', '.join(PICTURE_MODES)}, got {mode!r}")
+    try:
+        with Image.open(path) as file:
+            picture: Image.Image = file
+            stored = np.asarray(picture)
+            if mode == "ids":
+                if stored.ndim != 2 or stored.dtype.kind not in "ub":
+                    raise ValueError(f"{path}: holds {picture.mode} pixels, expected one whole number for each")
+                return stored.astype(np.uint8) if stored.dtype.kind == "b" else stored
+            if stored.dtype.itemsize > 1:
+                # Pillow would clip what exceeds 255.
+                if stored.dtype.kind == "f" or stored.min() < 0 or stored.max() > 65535:
+                    raise ValueError(f"{path}: values from {stored.min()} to {stored.max()}, expected 8 or 16 bits")
+                picture = Image.fromarray((stored / 257).round().astype(np.uint8))
+            array = np.asarray(picture.convert("L" if mode == "L" else "RGB"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such file") from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: not a readable picture ({error})") from error
+    return array[..., ::-1] if mode == "BGR" else array
+
+
+class PictureReader(_OneFileReader):
+    """Pictures for `LoadImaged`: rows first, as in the file; see `read_picture`.
+
+    Args:
+        mode: "RGB", "BGR", "L" or "ids".
+    """
+
+    suffixes = PICTURE_SUFFIXES
+
+    def __init__(self, mode: str = "RGB") -> None:
+        super().__init__()
+        if mode not in PICTURE_MODES:
+            raise ValueError(f"mode must be one of {', '.join(PICTURE_MODES)}, got {mode!r}")
+        self.mode = mode
+
+    def get_data(self, img: Path) -> tuple[np.ndarray, dict]:
+        """(array (H, W) or (H, W, 3), metadata); raises as `read_picture` does."""
+        array = np.ascontiguousarray(read_picture(img, self.mode))
+        meta = {
+            MetaKeys.AFFINE: np.eye(4),
+            MetaKeys.ORIGINAL_AFFINE: np.eye(4),
+            MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:2]),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if array.ndim == 3 else float("nan"),
+        }
         return array, meta
