@@ -5,26 +5,85 @@
 - `cpu`: the native kernel, forward and backward, built at installation where there is a C compiler.
 - `cuda`: mamba_ssm's kernel, where it is really there.
 
-Symbols: u input, delta (Δ) step, A state decay, B and C input and output projections, D skip; N states a channel,
-G groups that share B and C, L positions, R rank of Δ.
+Symbols: u (or x) input, delta (Δ) step, A state decay, B and C input and output projections, D skip; N states a
+channel, G groups that share B and C, L positions, R rank of Δ.
 """
+
+import functools
+import warnings
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import parallel, reference
+from . import cpu, cuda, parallel, reference
 
 __all__ = ["available_backends", "default_backend", "selective_scan", "selective_scan_2d"]
+
+# Best first on each kind of device; `parallel` and `reference` follow on all of them.
+_PREFERRED: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda",)}
+_MODULES: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "parallel": parallel, "reference": reference}
 
 
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """The backends that can be used on `device`, best first."""
-    return ("parallel", "reference")
+    preferred = _PREFERRED.get(torch.device(device).type, ())
+    return *(name for name in preferred if not _MODULES[name].unavailable()), "parallel", "reference"
 
 
 def default_backend(device: torch.device | str) -> str:
     """The backend that `backend=None` takes on `device`."""
     return available_backends(device)[0]
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
+
+
+@torch.compiler.assume_constant_result
+def _choose(backend: str | None, device: str) -> str:
+    """The backend for a kind of device: the best one, or the one asked for, which raises where it cannot be used."""
+    if backend is None:
+        chosen = default_backend(device)
+        if device == "cpu" and chosen != "cpu":
+            _warn_once(
+                f"{cpu.unavailable()}; until then the selective scan runs in plain PyTorch, some 50 times slower"
+            )
+        return chosen
+    if backend not in _MODULES:
+        raise ValueError(f"unknown selective scan backend {backend!r}; known are {', '.join(_MODULES)}")
+    if backend not in available_backends(device):
+        if backend in _PREFERRED.get(device, ()):
+            raise RuntimeError(_MODULES[backend].unavailable())
+        raise ValueError(
+            f"backend {backend!r} does not run on {device}; there are {', '.join(available_backends(device))}"
+        )
+    return backend
+
+
+@functools.cache
+def _scripted(name: str) -> Any:
+    """`parallel` as a ScriptFunction: called while tracing it keeps its loops, so that the length stays dynamic."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(getattr(parallel, name))
+
+
+def _check(u: str, expected: Mapping[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+    """Raise on the first tensor that has not the shape expected, is not real, or is not on the device of `u`."""
+    first = expected[u][0]
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"selective scan: {name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"selective scan: {name} has dtype {tensor.dtype}, expected a floating-point one")
+        if first is not None and tensor.device != first.device:
+            raise ValueError(f"selective scan: {name} is on {tensor.device}, but {u} is on {first.device}")
 
 
 def selective_scan(
@@ -45,10 +104,16 @@ def selective_scan(
         A: (G·d, N).
         B, C: (batch, G, N, L), or (batch, N, L) for one group.
         D, delta_bias: (G·d,).
-        delta_softplus: Δ = softplus(delta + delta_bias).
+        delta_softplus: Δ = softplus(delta + delta_bias) instead of delta + delta_bias.
+        backend: None for the best on u's device. Under tracing, scripting and export always `parallel`.
 
     Returns:
-        y (batch, G·d, L) in u's dtype.
+        y (batch, G·d, L) in u's dtype. Computed in float32, by `reference` in float64 if u is.
+
+    Raises:
+        ValueError: shapes or devices do not fit together, or the backend is unknown or not for this device.
+        TypeError: a tensor is not of a real floating-point type.
+        RuntimeError: the backend asked for is not installed.
     """
     if B.dim() == 3:
         B = B.unsqueeze(1)
@@ -57,8 +122,30 @@ def selective_scan(
     if torch.jit.is_scripting():
         return parallel.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
     else:
-        module = reference if backend == "reference" else parallel
-        return module.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+        with torch.autocast(u.device.type, enabled=False):
+            if torch.jit.is_tracing():
+                return _scripted("selective_scan")(u, delta, A, B, C, D, delta_bias, delta_softplus)
+            if torch.compiler.is_exporting():
+                return parallel.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+            if u.dim() != 3 or A.dim() != 2 or B.dim() != 4 or A.shape[0] % B.shape[1]:
+                raise ValueError(
+                    "selective scan: expected u (batch, G·d, L), A (G·d, N) and B (batch, G, N, L), got u"
+                    f" {tuple(u.shape)}, A {tuple(A.shape)} and B {tuple(B.shape)}"
+                )
+            batch, channels, length = u.shape
+            projection = (batch, B.shape[1], A.shape[1], length)
+            expected = {
+                "u": (u, (batch, A.shape[0], length)),
+                "delta": (delta, (batch, channels, length)),
+                "A": (A, (channels, A.shape[1])),
+                "B": (B, projection),
+                "C": (C, projection),
+                "D": (D, (channels,)),
+                "delta_bias": (delta_bias, (channels,)),
+            }
+            _check("u", expected)
+            module = _MODULES[_choose(backend, u.device.type)]
+            return module.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
 
 
 def selective_scan_2d(
@@ -72,21 +159,46 @@ def selective_scan_2d(
 ) -> Tensor:
     """Scan an image in four directions and sum the results at their positions.
 
-    Directions: 0 row-major, 1 column-major, 2 and 3 the reverses of 0 and 1.
+    Directions: 0 row-major, 1 column-major, 2 and 3 the reverses of 0 and 1. Projections are pointwise, so that one
+    Linear makes x_dbl in spatial order, and a direction is nothing but an order of positions.
 
     Args:
         x: (B, H, W, d).
         x_dbl: (B, H, W, 4, R + 2N): for each position, in spatial order, and direction the low-rank (dt, B, C).
         dt_weight: (4, d, R); Δ_k = softplus(dt_k · dt_weight[k]ᵀ + dt_bias[k]).
-        A: (4·d, N), negative.
+        A: (4·d, N), negative; rows k·d … (k+1)·d − 1 belong to direction k.
         D: (4·d,).
         dt_bias: (4, d).
+        backend: None for the best on x's device. Under tracing, scripting and export always `parallel`.
 
     Returns:
-        y (B, H, W, d) in x's dtype.
+        y (B, H, W, d) in x's dtype. Computed in float32, by `reference` in float64 if x is.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `selective_scan`.
     """
     if torch.jit.is_scripting():
         return parallel.selective_scan_2d(x, x_dbl, dt_weight, A, D, dt_bias)
     else:
-        module = reference if backend == "reference" else parallel
-        return module.selective_scan_2d(x, x_dbl, dt_weight, A, D, dt_bias)
+        with torch.autocast(x.device.type, enabled=False):
+            if torch.jit.is_tracing():
+                return _scripted("selective_scan_2d")(x, x_dbl, dt_weight, A, D, dt_bias)
+            if torch.compiler.is_exporting():
+                return parallel.selective_scan_2d(x, x_dbl, dt_weight, A, D, dt_bias)
+            if x.dim() != 4 or A.dim() != 2 or dt_weight.dim() != 3:
+                raise ValueError(
+                    "selective scan: expected x (B, H, W, d), A (4·d, N) and dt_weight (4, d, R), got x"
+                    f" {tuple(x.shape)}, A {tuple(A.shape)} and dt_weight {tuple(dt_weight.shape)}"
+                )
+            channels, state, rank = x.shape[3], A.shape[1], dt_weight.shape[2]
+            expected = {
+                "x": (x, tuple(x.shape)),
+                "x_dbl": (x_dbl, (*x.shape[:3], 4, rank + 2 * state)),
+                "dt_weight": (dt_weight, (4, channels, rank)),
+                "A": (A, (4 * channels, state)),
+                "D": (D, (4 * channels,)),
+                "dt_bias": (dt_bias, (4, channels)),
+            }
+            _check("x", expected)
+            module = _MODULES[_choose(backend, x.device.type)]
+            return module.selective_scan_2d(x, x_dbl, dt_weight, A, D, dt_bias)

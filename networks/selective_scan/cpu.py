@@ -1,8 +1,8 @@
 """The selective scan by the native kernel (scan_cpu.c), as PyTorch operators with fake and autograd implementations.
 
 The kernel is plain C, loaded with ctypes; `pip install` builds it where there is a C compiler. It computes in float32.
-The forward pass keeps, where gradients are wanted, the N states a channel before each chunk of positions (L·N/64 values a
-channel and direction); the backward pass scans each chunk again from there.
+Where gradients are wanted, the forward pass keeps the N states a channel before each chunk of 64 positions (L·N/64
+values a channel and direction), and the backward pass scans each chunk again from there.
 """
 
 import ctypes
@@ -18,23 +18,25 @@ from torch import Tensor
 
 LEVELS = ("baseline", "avx2", "avx512")
 _LANES = (4, 8, 16)
-_INTEGERS = (
-    "level item_groups segments directions items groups channels height width state rank softplus padded_channels".split()
-)
-_ARRAYS = (
-    "u delta B C x_dbl dt_weight A D bias y states"
-    " grad_y grad_u grad_delta grad_B grad_C grad_x_dbl grad_dt_weight grad_A grad_D grad_bias"
-).split()
 
 
 class _Scan(ctypes.Structure):
     """`struct scan` of scan_cpu.h."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in _INTEGERS] + [(name, ctypes.c_void_p) for name in _ARRAYS]
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("level", "item_groups", "segments", "directions", "items", "groups")),
+        *((name, ctypes.c_int64) for name in ("channels", "height", "width", "state", "rank", "softplus")),
+        ("padded_channels", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("u", "delta", "B", "C", "x_dbl", "dt_weight", "A", "D", "bias")),
+        *((name, ctypes.c_void_p) for name in ("y", "states", "grad_y", "grad_u", "grad_delta", "grad_B", "grad_C")),
+        *((name, ctypes.c_void_p) for name in ("grad_x_dbl", "grad_dt_weight", "grad_A", "grad_D", "grad_bias")),
+    ]
 
 
-def library_path() -> pathlib.Path | None:
-    """Where the built kernel lies, None where it was not built."""
+INSTALL = "`pip install -e .` from the checkout, with gcc or clang on the path"
+
+
+def _library_path() -> pathlib.Path | None:
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = pathlib.Path(__file__).with_name("scan_cpu" + suffix)
         if path.exists():
@@ -43,14 +45,19 @@ def library_path() -> pathlib.Path | None:
 
 
 @functools.cache
+def unavailable() -> str:
+    """Why the kernel cannot be used and how to get it; empty if it can. A broken build is used, and raises."""
+    return "" if _library_path() else f"the native kernel of the selective scan is not built; build it: {INSTALL}"
+
+
+@functools.cache
 def _library() -> ctypes.CDLL:
-    path = library_path()
+    path = _library_path()
     if path is None:
-        raise RuntimeError("the native kernel of the selective scan is not built")
+        raise RuntimeError(unavailable())
     library = ctypes.CDLL(str(path))
-    size = ctypes.c_int64.in_dll(library, "scan_struct_size").value
-    if size != ctypes.sizeof(_Scan):
-        raise RuntimeError(f"{path} was built from other sources; build it again with `pip install -e .`")
+    if ctypes.c_int64.in_dll(library, "scan_struct_size").value != ctypes.sizeof(_Scan):
+        raise RuntimeError(f"{path} was built from other sources; build it again: {INSTALL}")
     library.scan_best_level.restype = ctypes.c_int64
     library.scan_run.argtypes = [ctypes.POINTER(_Scan), ctypes.c_int, ctypes.c_int]
     return library

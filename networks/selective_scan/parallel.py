@@ -1,13 +1,13 @@
 """The selective scan in PyTorch operations, without a loop over the length: what tracing, scripting and export run.
 
 The sequence is cut into M chunks of T positions, M·T ≥ L, T ≈ √L. First all chunks are scanned side by side from a zero
-state, which takes T steps on tensors (batch, M, channels, N) and gives each chunk's last state. Then M steps carry the
-states from chunk to chunk: a whole chunk decays by exp(A Σ Δ). Last the chunks are scanned again from their true first
-states, and this time C reads the states out. Every exponent is a sum of Δ A, never a difference, so nothing overflows
-that the recurrence itself keeps finite.
+state, which takes T steps on tensors (batch, M, channels, N) and gives each chunk's last state. Then log₂ M doublings
+carry the states from chunk to chunk: a whole chunk decays by exp(A Σ Δ). Last the chunks are scanned again from their
+true first states, and this time C reads the states out. Every exponent is a sum of Δ A, never a difference, so nothing
+overflows that the recurrence itself keeps finite.
 
-Memory without gradients: some 8 tensors of L values per channel and a handful of M·N. With gradients autograd keeps the
-T steps, some 6·L·N values per channel.
+Memory without gradients: some 8 tensors of L values per channel and a dozen of M·N. With gradients autograd keeps the T
+steps, some 8·L·N values per channel.
 """
 
 import math
@@ -41,8 +41,14 @@ def selective_scan(
         delta = F.softplus(delta)
     A = A.float().reshape(groups, width, state)
 
-    steps = math.ceil(math.sqrt(length))
-    chunks = (length + steps - 1) // steps
+    if isinstance(length, int):
+        steps = math.ceil(math.sqrt(length))
+        chunks = (length + steps - 1) // steps
+        doublings = math.ceil(math.log(chunks) / math.log(2))
+    else:
+        # Under torch.export the length may be a symbol; these do for every L ≤ 2²².
+        steps, doublings = 64, 16
+        chunks = (length + steps - 1) // steps
     padding = [0, steps * chunks - length]
     # A padded position has Δ = 0: the state passes unchanged.
     delta = F.pad(delta, padding).reshape(batch, groups, width, chunks, steps)
@@ -60,15 +66,13 @@ def selective_scan(
     for t in range(1, steps):
         h = torch.exp(deltas[t] * A) * h + inputs[t] * Bs[t]
 
-    ends = torch.unbind(h, 1)
-    decays = torch.unbind(torch.exp(total.permute(3, 0, 1, 2).unsqueeze(-1) * A))
-    carried = torch.zeros_like(ends[0])
-    starts = [carried]
-    for m in range(chunks - 1):
-        carried = decays[m] * carried + ends[m]
-        starts.append(carried)
+    decay = torch.exp(total.permute(0, 3, 1, 2).unsqueeze(-1) * A)
+    for k in range(doublings):
+        shift = [0, 0, 0, 0, 0, 0, 1 << k, 0]
+        h = h + decay * F.pad(h, shift)[:, :chunks]
+        decay = decay * F.pad(decay, shift)[:, :chunks]
+    h = F.pad(h, [0, 0, 0, 0, 0, 0, 1, 0])[:, :chunks]
 
-    h = torch.stack(starts, 1)
     outputs = []
     for t in range(steps):
         h = torch.exp(deltas[t] * A) * h + inputs[t] * Bs[t]

@@ -494,8 +494,11 @@ static int open_block(struct task_state *k, int64_t block, int with_slope)
             store(k->delta + t * VL, load(k->delta + t * VL) + bias);
     } else {
         const float *u = s->u + k->item * k->length * s->channels + k->channel;
-        for (int64_t t = 0; t < k->count; t++)
+        for (int64_t t = 0; t < k->count; t++) {
             store(k->u + t * VL, load_some(u + k->position[t] * s->channels, k->lanes));
+            __builtin_prefetch(u + k->position[t] * s->channels + VL);
+            __builtin_prefetch(s->y + k->item * k->length * s->channels + k->channel + k->position[t] * s->channels + VL);
+        }
         low_rank(k->count, k->rank, k->dt, k->W + block * k->rank * VL, bias, k->delta);
     }
     vf size = splat(0.0f);
