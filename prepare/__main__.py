@@ -1,4 +1,4 @@
-"""`python -m prepare synapse|demo …`."""
+"""`python -m prepare synapse|busi|isic|demo …`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from prepare.busi import prepare_busi
 from prepare.demo import MARK, prepare_demo
+from prepare.isic import FOLDERS, SPLITS, prepare_isic
 from prepare.output import PrepareError
 from prepare.synapse import prepare_synapse
 
@@ -15,26 +17,53 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m prepare", description="Prepare data sets for the bundles.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    synapse = commands.add_parser("synapse", help="BTCV abdominal CT: slices to train on, volumes to test on")
-    synapse.add_argument(
-        "--raw", type=Path, required=True, help="folder with img/img0001.nii.gz, label/label0001.nii.gz"
+    def command(name: str, out: Path | None, about: str, raw: str | None = None) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about[0].upper() + about[1:])
+        if raw:
+            added.add_argument("--raw", type=Path, required=True, help=raw)
+        added.add_argument(
+            "--out", type=Path, default=out, help=f"folder to make ({out or 'data/isic17, data/isic18'})"
+        )
+        added.add_argument("--overwrite", action="store_true", help="replace an earlier result in --out")
+        return added
+
+    synapse = command(
+        "synapse",
+        Path("data/Synapse"),
+        "BTCV abdominal CT: slices to train on, volumes to test on",
+        "folder with img/img0001.nii.gz … and label/label0001.nii.gz …",
     )
-    synapse.add_argument("--out", type=Path, default=Path("data/Synapse"), help="folder to make (%(default)s)")
     synapse.add_argument("--train-cases", type=int, nargs="*", metavar="N", help="case numbers (the 18 published ones)")
     synapse.add_argument("--test-cases", type=int, nargs="*", metavar="N", help="case numbers (the 12 published ones)")
     synapse.add_argument("--allow-missing", action="store_true", help="go on with the cases that are there")
     synapse.set_defaults(run=prepare_synapse)
 
-    demo = commands.add_parser("demo", help=f"demo data to try everything on: {MARK}")
-    demo.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to make (%(default)s)")
+    busi = command("busi", Path("data/busi"), "BUSI breast ultrasound", "the unpacked folder Dataset_BUSI_with_GT")
+    busi.add_argument("--seed", type=int, default=41, help="of the splits (%(default)s)")
+    busi.add_argument("--splits", type=int, default=3, help="number of random 70/30 splits (%(default)s)")
+    busi.add_argument(
+        "--split-files", type=Path, metavar="DIR", help="take its busi_train1.txt, busi_val1.txt … instead"
+    )
+    busi.add_argument("--include-normal", action="store_true", help="take images without a lesion too")
+    busi.add_argument("--deduplicate", action="store_true", help="keep equal images on one side of each split")
+    busi.add_argument("--workers", type=int, help="threads (one for each core)")
+    busi.set_defaults(run=prepare_busi)
+
+    isic = command("isic", None, "ISIC 2017 or 2018 dermoscopy", "folder with the unpacked downloads")
+    isic.add_argument("--year", type=int, choices=tuple(FOLDERS), required=True)
+    isic.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="7:3 pools and draws anew (%(default)s)")
+    isic.add_argument("--seed", type=int, default=42, help="of the 7:3 split (%(default)s)")
+    isic.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize on the way in (as downloaded)")
+    isic.add_argument("--workers", type=int, help="threads (one for each core)")
+    isic.set_defaults(run=prepare_isic)
+
+    demo = command("demo", Path("data/demo"), f"demo data to try everything on: {MARK}")
     demo.add_argument("--seed", type=int, default=0, help="equal seeds give equal data (%(default)s)")
     demo.add_argument("--cases", type=int, default=12, help="CT volumes, a quarter of them to test on (%(default)s)")
     demo.add_argument("--slices", type=int, default=32, help="slices of a CT volume (%(default)s)")
     demo.add_argument("--size", type=int, default=128, help="rows and columns of a CT slice (%(default)s)")
+    demo.add_argument("--images", type=int, default=40, help="ultrasound, and dermoscopy images (%(default)s)")
     demo.set_defaults(run=prepare_demo)
-
-    for command in (synapse, demo):
-        command.add_argument("--overwrite", action="store_true", help="replace an earlier result in --out")
     return parser
 
 

@@ -1,4 +1,9 @@
-"""Demo data: synthetic phantoms in the layouts of the real data sets, seeded, made in seconds."""
+"""Demo data: phantoms written as raw downloads, then prepared by the same code as the real ones.
+
+synapse/    as `prepare synapse` makes it, and raw/img, raw/label: the test cases as NIfTI in Hounsfield units
+busi/       as `prepare busi` makes it
+isic17/     as `prepare isic --year 2017` makes it
+"""
 
 from __future__ import annotations
 
@@ -7,150 +12,111 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
+from PIL import Image
 
+from prepare.busi import prepare_busi
+from prepare.isic import FOLDERS, prepare_isic
 from prepare.output import PrepareError, Report, staged, write_facts
-from prepare.synapse import BTCV_IDS, ORGANS, TEST_CASES, TRAIN_CASES, prepare_synapse
+from prepare.phantoms import ct_phantom, dermoscopy_phantom, ultrasound_phantom
+from prepare.synapse import TEST_CASES, TRAIN_CASES, prepare_synapse
 
-__all__ = ["MARK", "ct_phantom", "prepare_demo"]
+__all__ = ["MARK", "prepare_demo"]
 
 MARK = "synthetic phantom, not patient data"
+FIELD_OF_VIEW_MM, SCAN_LENGTH_MM = 360, 160
 
 
-def _organ_shapes(x: np.ndarray, y: np.ndarray, z: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Boolean organ masks; x, y, z in mm from the body's centre towards left, posterior and superior."""
-
-    def ellipsoid(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
-        cx, cy, cz = np.asarray(centre) + rng.uniform(-4, 4, 3)
-        rx, ry, rz = np.asarray(radii) * rng.uniform(0.9, 1.1, 3)
-        return ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2 < 1
-
-    liver = ellipsoid((-72, -12, 22), (84, 78, 62)) | ellipsoid((-10, -55, 32), (62, 38, 34))
-    pancreas = np.zeros_like(liver)
-    shift = rng.uniform(-4, 4, 3)
-    for t in np.linspace(0, 1, 15):
-        # Head beside the duodenum, body across the aorta, tail towards the spleen.
-        cx, cy, cz = np.array((-32 + 108 * t, -2 - 30 * np.sin(np.pi * t) + 22 * t, -26 + 44 * t)) + shift
-        radius = 19 - 6 * t
-        pancreas |= (x - cx) ** 2 + (y - cy) ** 2 + ((z - cz) * 0.8) ** 2 < radius**2
-    return {
-        "liver": liver,
-        "stomach": ellipsoid((56, -48, 32), (46, 36, 40)),
-        "spleen": ellipsoid((112, 28, 34), (30, 46, 44)),
-        "left kidney": ellipsoid((70, 52, -22), (27, 30, 52)),
-        "right kidney": ellipsoid((-66, 54, -30), (27, 30, 52)),
-        "pancreas": pancreas,
-        "gallbladder": ellipsoid((-52, -62, -22), (20, 24, 28)),
-        "aorta": ((x - 12 - rng.uniform(-3, 3)) ** 2 + (y - 36 - rng.uniform(-3, 3)) ** 2) < rng.uniform(11, 13.5) ** 2,
-    }
-
-
-# Mean Hounsfield units in the portal venous phase; neighbours overlap once case-wise shifts and noise are added.
-_HOUNSFIELD = {
-    "liver": 105,
-    "stomach": 35,
-    "spleen": 125,
-    "left kidney": 175,
-    "right kidney": 175,
-    "pancreas": 85,
-    "gallbladder": 8,
-    "aorta": 155,
-}
-
-
-def ct_phantom(
-    rng: np.random.Generator,
-    shape: tuple[int, int, int] = (32, 128, 128),
-    spacing_mm: tuple[float, float, float] = (5.0, 2.8, 2.8),
-) -> tuple[np.ndarray, np.ndarray]:
-    """One abdomen: (Hounsfield units int16, BTCV label ids uint8), both (D, H, W) in axis codes SPL."""
-    axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing_mm, strict=True)]
-    z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
-    scale = rng.uniform(0.95, 1.05)
-    x, y, z = (x - rng.uniform(-8, 8)) / scale, (y - rng.uniform(-8, 8)) / scale, z - rng.uniform(-8, 8)
-    # A smooth displacement of some millimetres makes the outlines uneven.
-    waves = []
-    for _ in range(3):
-        phase, length = rng.uniform(0, 2 * np.pi, 3), rng.uniform(60, 110, 3)
-        waves.append(
-            3.5 * np.sin(2 * np.pi * x / length[0] + phase[0]) * np.sin(2 * np.pi * y / length[1] + phase[1])
-            + 2 * np.sin(2 * np.pi * z / length[2] + phase[2])
-        )
-    x, y, z = x + waves[0], y + waves[1], z + waves[2]
-
-    outline = (x / 168) ** 2 + (y / 118) ** 2
-    spine = (x**2 + (y - 66) ** 2 < 21**2) | ((np.abs(x) < 6) & (y > 66) & (y < 100))
-    canal = x**2 + (y - 92) ** 2 < 8**2
-    body, cavity = outline < 1, outline < 0.76
-    hounsfield = np.full(shape, -1000.0)
-    hounsfield[body] = -100
-    hounsfield[(outline < 0.86) & ~cavity] = 55
-    hounsfield[(x + 18) ** 2 + (y - 36) ** 2 < 12**2] = 130
-    for _ in range(10):
-        cx, cy, cz = rng.uniform(-95, 95), rng.uniform(-70, 20), rng.uniform(-80, -30)
-        loop = ((x - cx) / 18) ** 2 + ((y - cy) / 16) ** 2 + ((z - cz) / 18) ** 2 < 1
-        hounsfield[loop & cavity] = rng.uniform(20, 70)
-    for side in (-1, 1):
-        hounsfield[((x - side * 38) / 20) ** 2 + ((y - 68) / 18) ** 2 < 1] = 55
-
-    label = np.zeros(shape, np.uint8)
-    for organ, mask in _organ_shapes(x, y, z, rng).items():
-        mask = mask & cavity & ~spine
-        label[mask] = BTCV_IDS[ORGANS.index(organ)]
-        hounsfield[mask] = _HOUNSFIELD[organ] + rng.normal(0, 8)
-    stomach = label == BTCV_IDS[ORGANS.index("stomach")]
-    hounsfield[stomach & (y < -62)] = -700
-    hounsfield[spine] = rng.uniform(180, 260)
-    hounsfield[canal] = 30
-
-    # In-plane blur for partial volume, then the scanner's noise with a little correlation.
-    hounsfield = ndimage.gaussian_filter(hounsfield, (0.3, 0.6, 0.6))
-    hounsfield += ndimage.gaussian_filter(rng.normal(0, 45, shape), (0, 0.7, 0.7))
-    return np.clip(hounsfield, -1024, 1500).round().astype(np.int16), label
-
-
-def _write_raw_ct(
-    folder: Path, case: int, hounsfield: np.ndarray, label: np.ndarray, spacing_mm: tuple[float, float, float]
-) -> None:
+def _write_ct(folder: Path, case: int, seed: int, slices: int, size: int) -> None:
     """A BTCV-like pair with axis codes LAS."""
+    spacing_mm = (SCAN_LENGTH_MM / slices, FIELD_OF_VIEW_MM / size, FIELD_OF_VIEW_MM / size)
+    rng = np.random.default_rng((seed, 0, case))
+    arrays = ct_phantom(rng, (slices, size, size), spacing_mm)
     depth, height, width = spacing_mm
-    affine = np.diag([-width, height, depth, 1.0])
-    for kind, array in (("img", hounsfield), ("label", label)):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for kind, array in zip(("img", "label"), arrays, strict=True):
         columns_rows_slices = np.ascontiguousarray(array.transpose(2, 1, 0)[:, ::-1])
-        nib.save(nib.Nifti1Image(columns_rows_slices, affine), folder / kind / f"{kind}{case:04d}.nii.gz")
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        image = nib.Nifti1Image(columns_rows_slices, np.diag([-width, height, depth, 1.0]))
+        nib.save(image, folder / kind / f"{kind}{case:04d}.nii.gz")
+
+
+def _picture_size(rng: np.random.Generator) -> tuple[int, int]:
+    """Half of the pictures are 256², the others any size, as downloads are."""
+    return (256, 256) if rng.random() < 0.5 else (int(rng.integers(180, 300)), int(rng.integers(200, 340)))
+
+
+def _write_ultrasound(folder: Path, number: int, seed: int) -> None:
+    """A BUSI-like image and its mask, in two files now and then; every third is malignant."""
+    rng = np.random.default_rng((seed, 1, number))
+    kind = "malignant" if number % 3 == 0 else "benign"
+    grey, mask = ultrasound_phantom(rng, _picture_size(rng), kind == "malignant")
+    name = f"{kind} ({number})"
+    (folder / kind).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grey).convert(("L", "RGB", "RGBA")[number % 3]).save(folder / kind / f"{name}.png")
+    parts = [mask]
+    if number % 10 == 5:
+        left = np.arange(mask.shape[1]) < np.flatnonzero(mask.any(axis=0)).mean()
+        parts = [mask & left, mask & ~left]
+    for suffix, part in zip(("_mask", "_mask_1"), parts, strict=False):
+        Image.fromarray(part.astype(np.uint8) * 255).save(folder / kind / f"{name}{suffix}.png")
+
+
+def _write_dermoscopy(folder: Path, number: int, seed: int, part: str) -> None:
+    """An ISIC-like image and its mask."""
+    rng = np.random.default_rng((seed, 2, number))
+    image, mask = dermoscopy_phantom(rng, _picture_size(rng))
+    images, masks = (folder / name for name in FOLDERS[2017][part])
+    for sub in (images, masks):
+        sub.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(images / f"ISIC_{number:07d}.jpg", quality=95)
+    Image.fromarray(mask.astype(np.uint8) * 255).save(masks / f"ISIC_{number:07d}_segmentation.png")
 
 
 def prepare_demo(
-    out: Path, *, seed: int = 0, cases: int = 12, slices: int = 32, size: int = 128, overwrite: bool = False
+    out: Path,
+    *,
+    seed: int = 0,
+    cases: int = 12,
+    slices: int = 32,
+    size: int = 128,
+    images: int = 40,
+    overwrite: bool = False,
 ) -> None:
-    """Write `out`/synapse in the layout of `prepare synapse`, with the raw NIfTI of its test cases in synapse/raw.
+    """Write demo data for all three bundles in `out`; the layout is the module's.
 
     Args:
         seed: equal seeds give equal data.
-        cases: CT volumes, a quarter of them for the test part.
+        cases: CT volumes, a quarter of them for the test part; 0 for none.
         slices, size: of each volume.
+        images: ultrasound and as many dermoscopy images; 0 for none.
 
     Raises:
         PrepareError: for numbers out of range or an `out` that is taken.
     """
     report = Report(MARK)
-    if not 2 <= cases <= len(TRAIN_CASES) or slices < 8 or size < 32:
-        raise PrepareError(f"expected 2 … {len(TRAIN_CASES)} cases, at least 8 slices and a size of 32 or more")
-    test = TEST_CASES[: max(1, cases // 4)]
-    train = TRAIN_CASES[: cases - len(test)]
-    spacing_mm = (160 / slices, 360 / size, 360 / size)
+    if cases and (not 2 <= cases <= len(TRAIN_CASES) or slices < 8 or size < 32):
+        raise PrepareError(f"expected 2 … {len(TRAIN_CASES)} cases of at least 8 slices and a size of 32 or more")
+    if (images and images < 8) or not (cases or images):
+        raise PrepareError("expected at least 8 images, or 0 of them and some cases")
     with staged(out, overwrite) as folder:
         raw = folder / "raw"
-        for case in report.progress(train + test, "drawing CT phantoms"):
-            rng = np.random.default_rng((seed, case))
-            _write_raw_ct(raw, case, *ct_phantom(rng, (slices, size, size), spacing_mm), spacing_mm)
-        prepare_synapse(raw, folder / "synapse", train, test, report=report)
-        for case in test:
-            for kind in ("img", "label"):
-                target = folder / "synapse" / "raw" / kind
-                target.mkdir(parents=True, exist_ok=True)
-                (raw / kind / f"{kind}{case:04d}.nii.gz").rename(target / f"{kind}{case:04d}.nii.gz")
+        if cases:
+            test = TEST_CASES[: max(1, cases // 4)]
+            train = TRAIN_CASES[: cases - len(test)]
+            for case in report.progress(train + test, "drawing CT"):
+                _write_ct(raw, case, seed, slices, size)
+            prepare_synapse(raw, folder / "synapse", train, test, report=report)
+            for case in test:
+                for kind in ("img", "label"):
+                    target = folder / "synapse" / "raw" / kind
+                    target.mkdir(parents=True, exist_ok=True)
+                    (raw / kind / f"{kind}{case:04d}.nii.gz").rename(target / f"{kind}{case:04d}.nii.gz")
+        if images:
+            for number in report.progress(range(1, images + 1), "drawing ultrasound"):
+                _write_ultrasound(raw, number, seed)
+            prepare_busi(raw, folder / "busi", report=report)
+            for number in report.progress(range(1, images + 1), "drawing dermoscopy"):
+                _write_dermoscopy(raw, number, seed, "train" if number <= 0.7 * images else "val")
+            prepare_isic(raw, folder / "isic17", year=2017, report=report)
         shutil.rmtree(raw)
-        write_facts(folder, {"dataset": "demo", "note": MARK, "seed": seed, "parts": ["synapse"]})
+        write_facts(folder, {"dataset": "demo", "seed": seed}, report)
     report(f"demo data → {out}")

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ __all__ = ["FACTS", "PrepareError", "Report", "sha256", "staged", "write_facts"]
 FACTS = "dataset.json"
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class PrepareError(Exception):
@@ -32,14 +34,24 @@ class Report:
     """
 
     def __init__(self, mark: str = "") -> None:
-        self.mark = f"[{mark}] " if mark else ""
+        self.mark = mark
+        self.prefix = f"[{mark}] " if mark else ""
 
     def __call__(self, text: str) -> None:
         for line in text.splitlines():
-            tqdm.write(f"{self.mark}{line}")
+            tqdm.write(f"{self.prefix}{line}")
 
     def progress(self, items: Iterable[T], title: str) -> Iterable[T]:
-        return tqdm(items, desc=f"{self.mark}{title}", dynamic_ncols=True)
+        return tqdm(items, desc=f"{self.prefix}{title}", dynamic_ncols=True)
+
+    def map(self, function: Callable[[T], R], items: Sequence[T], title: str, workers: int | None = None) -> list[R]:
+        """`function` of every item, in order, by `workers` threads; the first error ends it."""
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            futures = [pool.submit(function, item) for item in items]
+            try:
+                return [future.result() for future in self.progress(futures, title)]
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def table(self, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         """Columns as wide as their widest cell."""
@@ -83,8 +95,10 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+def write_facts(folder: Path, facts: dict[str, Any], report: Report) -> None:
     """`dataset.json`: what the prepared data are, without dates or machine names, so equal data give equal files."""
+    if report.mark:
+        facts = {"note": report.mark} | facts
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 

@@ -254,6 +254,7 @@ def prepare_synapse(
                 "training_slices": len(slices),
                 "cases": facts_of_cases,
             },
+            report,
         )
     report.table(("case", "part", "slices", "in plane", "spacing mm (D × H × W)", "organs absent"), rows)
     report(f"{len(slices)} training slices, {len(test)} test volumes, orientation {ORIENTATION}")
