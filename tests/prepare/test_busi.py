@@ -1,0 +1,180 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from prepare.__main__ import main
+from prepare.busi import prepare_busi, stratified_split
+from prepare.output import PrepareError
+
+
+def picture(seed, shape=(6, 8)):
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+def marked(rows, shape=(6, 8)):
+    mask = np.zeros(shape, np.uint8)
+    mask[rows] = 255
+    return mask
+
+
+def save(array, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Ten benign, ten malignant, two normal; benign (2) has two masks, (3) is RGBA, (4) grey, (5) has a soft mask."""
+    folder = tmp_path / "Dataset_BUSI_with_GT"
+    for kind, count, start in (("benign", 10, 0), ("malignant", 10, 100), ("normal", 2, 200)):
+        for number in range(1, count + 1):
+            save(picture(start + number), folder / kind / f"{kind} ({number}).png")
+            if kind != "normal":
+                save(marked(slice(0, 2)), folder / kind / f"{kind} ({number})_mask.png")
+    benign = folder / "benign"
+    save(marked(slice(4, 5)), benign / "benign (2)_mask_1.png")
+    save(np.dstack([picture(3), np.full((6, 8), 9, np.uint8)]), benign / "benign (3).png")
+    save(picture(4)[..., 0], benign / "benign (4).png")
+    save(np.array([[0, 90, 127, 128, 200, 255, 0, 0]] * 6, np.uint8), benign / "benign (5)_mask.png")
+    Image.fromarray(marked(slice(0, 3)) > 0).save(benign / "benign (6)_mask.png")
+    save(np.dstack([marked(slice(1, 2))] * 3), benign / "benign (7)_mask.png")
+    return folder
+
+
+def read(path):
+    return np.asarray(Image.open(path))
+
+
+def names(path):
+    return path.read_text().splitlines()
+
+
+def test_images_and_merged_masks(raw, tmp_path):
+    out = tmp_path / "out"
+    prepare_busi(raw, out)
+    assert len(list((out / "images").iterdir())) == len(list((out / "masks" / "0").iterdir())) == 20
+    np.testing.assert_array_equal(read(out / "images" / "benign (1).png"), picture(1))
+    np.testing.assert_array_equal(read(out / "images" / "benign (3).png"), picture(3))
+    np.testing.assert_array_equal(read(out / "images" / "benign (4).png"), np.dstack([picture(4)[..., 0]] * 3))
+    expected = {1: [0, 1], 2: [0, 1, 4], 6: [0, 1, 2], 7: [1]}
+    for number, rows in expected.items():
+        np.testing.assert_array_equal(read(out / "masks" / "0" / f"benign ({number}).png"), marked(rows))
+    np.testing.assert_array_equal(read(out / "masks" / "0" / "benign (5).png")[0], [0, 0, 0, 255, 255, 255, 0, 0])
+    facts = json.loads((out / "dataset.json").read_text())
+    assert facts["images"] == {"benign": 10, "malignant": 10}
+    assert facts["several_masks"] == ["benign (2)"]
+
+
+def test_splits_are_stratified_seeded_and_complete(raw, tmp_path):
+    prepare_busi(raw, tmp_path / "a", seed=7)
+    prepare_busi(raw.parent, tmp_path / "b", seed=7)
+    splits = []
+    for number in (1, 2, 3):
+        train, val = (names(tmp_path / "a" / f"busi_{part}{number}.txt") for part in ("train", "val"))
+        assert len(train) == 14
+        assert sum(name.startswith("benign") for name in train) == 7
+        assert set(train) | set(val) == {path.stem for path in (tmp_path / "a" / "images").iterdir()}
+        assert not set(train) & set(val)
+        assert train == names(tmp_path / "b" / f"busi_train{number}.txt")
+        splits.append(tuple(train))
+    assert len(set(splits)) == 3
+
+
+def test_published_counts():
+    kind_of = {f"b{n}": "benign" for n in range(437)} | {f"m{n}": "malignant" for n in range(210)}
+    train, val = stratified_split([[name] for name in kind_of], kind_of, 41)
+    assert (len(train), len(val)) == (452, 195)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=30), st.integers(0, 99))
+def test_groups_are_never_divided(lengths, seed):
+    groups = [[f"{index}/{member}" for member in range(length)] for index, length in enumerate(lengths)]
+    kind_of = {name: "ab"[index % 2] for index, group in enumerate(groups) for name in group}
+    train, val = stratified_split(groups, kind_of, seed)
+    assert train | val == set(kind_of)
+    assert not train & val
+    assert all(set(group) <= train or set(group) <= val for group in groups)
+    assert len(train) <= 0.7 * len(kind_of)
+
+
+def test_given_split_files_are_used_as_they_are(raw, tmp_path):
+    given_files = tmp_path / "given"
+    given_files.mkdir()
+    (given_files / "busi_train1.txt").write_text("benign (2)\nmalignant (1)\n")
+    (given_files / "busi_val1.txt").write_text("benign (9)")
+    prepare_busi(raw, tmp_path / "out", split_files=given_files)
+    assert names(tmp_path / "out" / "busi_train1.txt") == ["benign (2)", "malignant (1)"]
+    assert names(tmp_path / "out" / "busi_val1.txt") == ["benign (9)"]
+    assert not (tmp_path / "out" / "busi_train2.txt").exists()
+    (given_files / "busi_val1.txt").write_text("benign (99)\n")
+    with pytest.raises(PrepareError, match=r"busi_val1\.txt.*benign \(99\)"):
+        prepare_busi(raw, tmp_path / "other", split_files=given_files)
+    (given_files / "busi_val1.txt").unlink()
+    with pytest.raises(PrepareError, match=r"busi_val1\.txt: missing"):
+        prepare_busi(raw, tmp_path / "other", split_files=given_files)
+    with pytest.raises(PrepareError, match="no busi_train1"):
+        prepare_busi(raw, tmp_path / "other", split_files=raw)
+
+
+def test_duplicates_that_straddle_a_split(raw, tmp_path, capsys):
+    for number in range(1, 6):
+        save(picture(100), raw / "malignant" / f"malignant ({number}).png")
+    same = {f"malignant ({number})" for number in range(1, 6)}
+    prepare_busi(raw, tmp_path / "plain")
+    facts = json.loads((tmp_path / "plain" / "dataset.json").read_text())
+    assert [set(group) for group in facts["duplicates"]] == [same]
+    straddling = [
+        number for number in (1, 2, 3) if 0 < len(same & set(names(tmp_path / "plain" / f"busi_train{number}.txt"))) < 5
+    ]
+    assert straddling
+    out = capsys.readouterr().out
+    assert [f"WARNING: split {number}: the same image on both sides" in out for number in (1, 2, 3)] == [
+        number in straddling for number in (1, 2, 3)
+    ]
+    prepare_busi(raw, tmp_path / "apart", deduplicate=True)
+    for number in (1, 2, 3):
+        train = set(names(tmp_path / "apart" / f"busi_train{number}.txt"))
+        assert len(same & train) in (0, 5)
+        assert len(list((tmp_path / "apart" / "images").iterdir())) == 20
+    assert "both sides" not in capsys.readouterr().out
+
+
+def test_normal_images_get_empty_masks(raw, tmp_path):
+    prepare_busi(raw, tmp_path / "out", include_normal=True)
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 22
+    assert not read(tmp_path / "out" / "masks" / "0" / "normal (1).png").any()
+
+
+def test_bad_input_is_named(raw, tmp_path):
+    def expect(what, **options):
+        with pytest.raises(PrepareError, match=what):
+            prepare_busi(raw, tmp_path / "out", **options)
+        assert not (tmp_path / "out").exists()
+
+    save(marked(slice(0, 2)), raw / "normal" / "normal (1)_mask.png")
+    expect(r"normal \(1\)_mask.*normal tissue", include_normal=True)
+    expect("--splits 0", splits=0)
+    expect("leave out", deduplicate=True, split_files=tmp_path)
+    save(marked(slice(0, 2), (5, 8)), raw / "benign" / "benign (1)_mask.png")
+    expect(r"benign \(1\)_mask.*8×5 pixels, the image 8×6")
+    (raw / "benign" / "benign (1)_mask.png").write_bytes(b"no picture")
+    expect(r"benign \(1\)_mask.*not a readable picture")
+    (raw / "benign" / "benign (1)_mask.png").unlink()
+    expect(r"without a mask, such as benign \(1\)")
+    (raw / "benign" / "benign (1).png").unlink()
+    (raw / "benign" / "benign (2).png").unlink()
+    expect(r"without an image, such as benign \(2\)")
+    with pytest.raises(PrepareError, match="no folder benign/"):
+        prepare_busi(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_command_line(raw, tmp_path, capsys):
+    assert main(["busi", "--raw", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["busi", "--raw", str(raw), "--out", str(tmp_path / "out"), "--splits", "1"]) == 0
+    assert "1      train  14      7       7" in capsys.readouterr().out

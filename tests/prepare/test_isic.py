@@ -1,0 +1,130 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prepare.__main__ import main
+from prepare.isic import FOLDERS, Pair, prepare_isic, split_parts
+from prepare.output import PrepareError
+
+
+def write_part(raw, year, part, count, start=0, shape=(40, 60)):
+    images, masks = (raw / name for name in FOLDERS[year][part])
+    images.mkdir(parents=True)
+    masks.mkdir()
+    for number in range(start, start + count):
+        rng = np.random.default_rng(number)
+        name = f"ISIC_{number:07d}"
+        Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)).save(images / f"{name}.jpg")
+        mask = np.zeros(shape, np.uint8)
+        mask[10:30, 20:50] = 255
+        mask[10, 20:50] = 100
+        mask[29, 20:50] = 200
+        Image.fromarray(mask).save(masks / f"{name}_segmentation.png")
+    Image.fromarray(np.zeros(shape, np.uint8)).save(images / f"ISIC_{start:07d}_superpixels.png")
+    (images / "ISIC_metadata.csv").write_text("not a picture")
+
+
+@pytest.fixture
+def raw(tmp_path):
+    write_part(tmp_path / "raw", 2017, "train", 7)
+    write_part(tmp_path / "raw", 2017, "val", 3, start=100)
+    return tmp_path / "raw"
+
+
+def read(path):
+    return np.asarray(Image.open(path))
+
+
+def ids(path):
+    return path.read_text().split()
+
+
+def test_official_split_keeps_the_downloaded_pixels(raw, tmp_path):
+    write_part(raw, 2017, "test", 2, start=200)
+    out = tmp_path / "out"
+    prepare_isic(raw, out, year=2017)
+    for part, expected in (("train", range(7)), ("val", range(100, 103)), ("test", range(200, 202))):
+        names = [f"ISIC_{number:07d}" for number in expected]
+        assert ids(out / f"{part}.txt") == names
+        for kind in ("images", "masks"):
+            assert sorted(path.stem for path in (out / part / kind).iterdir()) == names
+    source = raw / FOLDERS[2017]["train"][0] / "ISIC_0000003.jpg"
+    assert (out / "train" / "images" / "ISIC_0000003.jpg").read_bytes() == source.read_bytes()
+    mask = read(out / "train" / "masks" / "ISIC_0000003.png")
+    assert set(np.unique(mask)) == {0, 255}
+    assert (mask == 255).sum() == 19 * 30
+
+
+def test_resized_as_the_published_loaders_do(raw, tmp_path):
+    prepare_isic(raw, tmp_path / "out", year=2017, size=(20, 15))
+    image = read(tmp_path / "out" / "train" / "images" / "ISIC_0000003.png")
+    source = read(raw / FOLDERS[2017]["train"][0] / "ISIC_0000003.jpg").astype(float)
+    # Factors 2 and 4: every output pixel is the mean of the 2 × 2 pixels around its centre.
+    rows, columns = 2 * np.arange(20), 4 * np.arange(15) + 1
+    expected = sum(source[rows + i][:, columns + j] for i in (0, 1) for j in (0, 1)) / 4
+    assert image.shape == (20, 15, 3)
+    np.testing.assert_allclose(image, expected, atol=0.51)
+    mask = read(tmp_path / "out" / "train" / "masks" / "ISIC_0000003.png")
+    assert set(np.unique(mask)) == {0, 255}
+    assert mask.shape == (20, 15)
+
+
+def test_2018_and_a_new_split(tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_part(raw, 2018, "train", 8)
+    write_part(raw, 2018, "val", 2, start=50)
+    prepare_isic(raw, out, year=2018, split="7:3", seed=1)
+    train, val = ids(out / "train.txt"), ids(out / "val.txt")
+    assert (len(train), len(val)) == (7, 3)
+    assert len(set(train) | set(val)) == 10
+    prepare_isic(raw, tmp_path / "again", year=2018, split="7:3", seed=1, workers=1)
+    prepare_isic(raw, tmp_path / "other", year=2018, split="7:3", seed=2)
+    assert ids(tmp_path / "again" / "train.txt") == train
+    assert ids(tmp_path / "other" / "train.txt") != train
+    assert json.loads((out / "dataset.json").read_text())["split"] == {"7:3": {"seed": 1}}
+
+
+@pytest.mark.parametrize(("train", "val", "counts"), [(2000, 150, (1500, 650)), (2594, 100, (1886, 808))])
+def test_published_counts(tmp_path, train, val, counts):
+    pair: Pair = (tmp_path, tmp_path)
+    parts = {"train": {f"a{n}": pair for n in range(train)}, "val": {f"b{n}": pair for n in range(val)}}
+    drawn = split_parts(parts, "7:3", 42)
+    assert (len(drawn["train"]), len(drawn["val"])) == counts
+
+
+def test_bad_input_is_named(raw, tmp_path):
+    images, masks = (raw / name for name in FOLDERS[2017]["val"])
+
+    def expect(what, **options):
+        with pytest.raises(PrepareError, match=what):
+            prepare_isic(raw, tmp_path / "out", **({"year": 2017} | options))
+        assert not (tmp_path / "out").exists()
+
+    expect("no pictures in ISIC2018", year=2018)
+    expect("--size 0 5", size=(0, 5))
+    Image.fromarray(np.zeros((40, 59), np.uint8)).save(masks / "ISIC_0000100_segmentation.png")
+    expect("ISIC_0000100_segmentation.*59×40 pixels, the image 60×40")
+    expect("ISIC_0000100_segmentation.*59×40 pixels, the image 60×40", size=(8, 8))
+    (masks / "ISIC_0000100_segmentation.png").unlink()
+    expect("1 ids are not paired; ISIC_0000100 has no mask")
+    (images / "ISIC_0000100.jpg").unlink()
+    (images / "ISIC_0000101.jpg").unlink()
+    expect("ISIC_0000101 has no image")
+    for path in masks.iterdir():
+        path.unlink()
+    masks.rmdir()
+    expect("GroundTruth: missing")
+    images.rename(raw / "elsewhere")
+    expect("official split lacks val.*7:3")
+
+
+def test_command_line(raw, tmp_path, capsys):
+    arguments = ["isic", "--raw", str(raw), "--out", str(tmp_path / "out"), "--size", "16", "16"]
+    assert main([*arguments, "--year", "2018"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main([*arguments, "--year", "2017", "--workers", "2"]) == 0
+    assert "train  7" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*arguments, "--year", "2016"])
