@@ -66,6 +66,8 @@ def _open(path: Path) -> nib.Nifti1Image:
         raise PrepareError(f"{path}: not a readable NIfTI file ({error})") from error
     if len(image.shape) != 3:
         raise PrepareError(f"{path}: shape {image.shape}, expected one volume (X, Y, Z)")
+    if not (image.header["sform_code"] or image.header["qform_code"]):
+        raise PrepareError(f"{path}: its header tells no orientation (sform and qform codes are 0); download it again")
     return image
 
 

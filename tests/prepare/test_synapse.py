@@ -143,6 +143,12 @@ def test_bad_pairs_are_named(raw, tmp_path):
     expect(r"img0001.*shape", hounsfield=hounsfield[..., None], label=ids[..., None])
 
     write_pair(raw, 1, hounsfield, ids)
+    unknown = nib.Nifti1Image(ids, None)
+    nib.save(unknown, raw / "label" / "label0001.nii.gz")
+    with pytest.raises(PrepareError, match=r"label0001.*no orientation"):
+        prepare_synapse(raw, tmp_path / "out", [5], [1])
+
+    write_pair(raw, 1, hounsfield, ids)
     packed = (raw / "img" / "img0001.nii.gz").read_bytes()
     (raw / "img" / "img0001.nii.gz").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(PrepareError, match=r"img0001.*(damaged|not a readable)"):
