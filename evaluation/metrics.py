@@ -51,8 +51,8 @@ def surface_dice(prediction: Mask, label: Mask, tolerance_px: float = 2.0) -> fl
     0 when one of the masks (H, W) or (D, H, W) is empty, NaN when both are. Raises ValueError as `dice` does.
     """
     predicted, true = (torch.from_numpy(mask)[None, None] for mask in as_masks(prediction, label))
-    if not (predicted.any() or true.any()):
-        return float("nan")
+    if not (predicted.any() and true.any()):
+        return 0.0 if predicted.any() or true.any() else float("nan")
     with warnings.catch_warnings():  # MONAI 1.6 calls a function of its own with an argument that it deprecates
         warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
         return compute_surface_dice(predicted, true, [tolerance_px], include_background=True).item()

@@ -24,11 +24,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from transforms import PICTURE_SUFFIXES
+
 Row = dict[str, Any]
 LabelMap = NDArray[Any] | torch.Tensor
 
 # Of the formats that volumes, slices and images come in; `.npy.h5` is what the released Synapse volumes are called.
-SUFFIXES = (".npy.h5", ".nii.gz", ".h5", ".hdf5", ".nii", ".npz", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".npy.h5", ".nii.gz", ".h5", ".hdf5", ".nii", ".npz", *PICTURE_SUFFIXES)
 LINE_LENGTH = 120
 
 
@@ -92,7 +94,8 @@ class Report(ABC):
 
     def table(self) -> str:
         """The results for a terminal, with the protocols' rules below."""
-        heading = f"{self.title}: {len(self.cases)} cases; model selected by: {self.selection}"
+        count = f"{len(self.cases)} case{'s' * (len(self.cases) != 1)}"
+        heading = f"{self.title}: {count}; model selected by: {self.selection}"
         notes = [f"{name}: {result['rules']}." for name, result in self.protocols().items()]
         wrapped = [textwrap.fill(note, LINE_LENGTH, subsequent_indent="  ") for note in notes]
         return "\n".join(["", heading, "", grid(self.columns()), "", *wrapped])
@@ -141,7 +144,9 @@ def _class_indices(values: LabelMap, classes: int, what: str) -> NDArray[Any]:
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     low, high = (array.min(), array.max()) if array.size else (math.nan, math.nan)
     if not 0 <= low <= high <= classes:
-        raise ValueError(f"{what} holds values from {low} to {high}; with {classes} named classes, 0 to {classes} fit")
+        raise ValueError(
+            f"{what} holds values from {low:g} to {high:g}; with {classes} named classes, 0 to {classes} fit"
+        )
     if np.issubdtype(array.dtype, np.integer):
         return array
     indices = array.astype(np.uint8 if classes < 256 else np.int64)
@@ -174,15 +179,15 @@ def plus_minus(mean: float | None, sd: float | None = None, factor: float = 1.0)
     return f"{mean * factor:.2f}" if sd is None else f"{mean * factor:.2f} ± {sd * factor:.2f}"
 
 
-Group = tuple[str, dict[str, list[str]]]
-"""Columns under one heading: the heading, and column header → cells."""
+Group = tuple[str, list[tuple[str, list[str]]]]
+"""Columns under one heading: the heading, and for each column its header and its cells."""
 
 
 def grid(groups: Sequence[Group]) -> str:
     """A text table of groups of columns, the first column flush left; a line of empty cells becomes a rule."""
     blocks: list[list[str]] = []
     for title, columns in groups:
-        cells = [[header, *lines] for header, lines in columns.items()]
+        cells = [[header, *lines] for header, lines in columns]
         widths = [max(map(len, column)) for column in cells]
         padded = [
             "  ".join(cell.rjust(w) if blocks else cell.ljust(w) for cell, w in zip(row, widths, strict=True))
@@ -197,7 +202,8 @@ def grid(groups: Sequence[Group]) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well: nobody sees half a file."""
+    """A temporary path beside `path` (its folder made if need be) that takes its place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary

@@ -23,6 +23,7 @@ METRICS = {
     "f1": "F1 %",
     "accuracy": "accuracy %",
 }
+COUNTS = ("missed", "false_alarms")
 
 
 def cropped_masks(
@@ -43,7 +44,10 @@ class VolumeScores(Report):
     def score(self, predicted: NDArray[Any], true: NDArray[Any], spacing_mm: Sequence[float] | None) -> list[Row]:
         rows: list[Row] = []
         for organ, masks in zip(self.classes, cropped_masks(predicted, true, len(self.classes)), strict=True):
-            for protocol, score in (("strict", strict(*masks, spacing_mm)), ("paper", paper(*masks))):
+            by_strict = strict(*masks, spacing_mm)
+            # In voxels the protocols agree where both masks have some, and surface distances take long.
+            by_paper = by_strict if spacing_mm is None and by_strict.status == "computed" else paper(*masks)
+            for protocol, score in (("strict", by_strict), ("paper", by_paper)):
                 rows.append({"organ": organ, "protocol": protocol} | score._asdict())
         return rows
 
@@ -71,7 +75,7 @@ class VolumeScores(Report):
                 "false_alarms": status.count("false alarm"),
                 "absent": status.count("absent"),
             }
-        note = f"; {without} cases without voxel spacing are left out of the means of HD95" if without else ""
+        note = f"; cases without voxel spacing, left out of the means of HD95: {without}" if without else ""
         return {
             "rules": rules + note,
             "dice_unit": "fraction",
@@ -86,27 +90,24 @@ class VolumeScores(Report):
         }
 
     def columns(self) -> list[Group]:
-        groups: list[Group] = [("", {"organ": [*self.classes, "", "mean of organs"]})]
+        groups: list[Group] = [("", [("organ", [*self.classes, "", "mean of organs"])])]
         for name, result in self.protocols().items():
-            organs, mean = result["organs"].values(), result["mean"]
-            columns = {}
+            organs, mean = list(result["organs"].values()), result["mean"]
+            columns = []
             for key, header, factor in (("dice", "Dice %", 100), ("hd95", f"HD95 {result['hd95_unit']}", 1)):
-                cells = [(value[key]["mean"], value[key]["sd"], value[key]["n"]) for value in organs]
-                total = mean[key]["mean"], mean[key]["sd_over_cases"], mean[key]["cases"]
-                columns[header] = [plus_minus(m, s, factor) for m, s, _ in cells] + ["", plus_minus(*total[:2], factor)]
-                columns["N" if key == "dice" else "N "] = [str(n) for *_, n in cells] + ["", str(total[2])]
+                cells = [plus_minus(value[key]["mean"], value[key]["sd"], factor) for value in organs]
+                total = plus_minus(mean[key]["mean"], mean[key]["sd_over_cases"], factor)
+                columns.append((header, [*cells, "", total]))
+                columns.append(("N", [*(str(value[key]["n"]) for value in organs), "", str(mean[key]["cases"])]))
             groups.append((name, columns))
             if name == "strict":
-                counts = {
-                    header: [str(value[key]) for value in organs] + ["", str(mean[key])]
-                    for key, header in (("missed", "missed"), ("false_alarms", "false alarms"))
-                }
-                groups.append(("occurrence", counts))
-        published = {
-            header: [f"{values[key]:.2f}" if key in values else "" for key in [*self.classes, "", "mean"]]
+                counts = [(key, [*(str(value[key]) for value in organs), "", str(mean[key])]) for key in COUNTS]
+                groups.append(("number of", [(key.replace("_", " "), cells) for key, cells in counts]))
+        published = [
+            (header, [f"{values[key]:.2f}" if key in values else "" for key in [*self.classes, "", "mean"]])
             for header, values in (("Dice %", self.published.get("dice")), ("HD95", self.published.get("hd95")))
             if values
-        }
+        ]
         return [*groups, (self.published.get("name", "published"), published)] if published else groups
 
 
@@ -190,15 +191,15 @@ class ImageScores(Report):
             for header, value, one, factor in scores:
                 cells = plus_minus(value["mean"], value["sd"], factor), str(value["n"])
                 lines.append((prefix + header, *cells, plus_minus(one["mean"], None, factor) if one else ""))
-            for key in ("missed", "false_alarms"):
+            for key in COUNTS:
                 lines.append((prefix + key.replace("_", " "), str(surface[key]), str(each["iou"]["n"]), ""))
         labels, means, counts, pools = (list(column) for column in zip(*lines, strict=True))
         groups: list[Group] = [
-            ("", {"metric": labels}),
-            ("per image", {"mean ± sd": means, "N": counts}),
-            ("pooled", {"all pixels": pools}),
+            ("", [("metric", labels)]),
+            ("per image", [("mean ± sd", means), ("N", counts)]),
+            ("pooled", [("all pixels", pools)]),
         ]
         if self.published and len(self.classes) == 1:
             known = [f"{self.published[key]:.2f}" if key in self.published else "" for key in METRICS]
-            groups.append((self.published.get("name", "published"), {"": known + [""] * (len(lines) - len(known))}))
+            groups.append((self.published.get("name", "published"), [("", known + [""] * (len(lines) - len(known)))]))
         return groups

@@ -1,0 +1,217 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from medpy.metric import binary
+from monai.data import DataLoader, MetaTensor, list_data_collate
+from monai.engines import SupervisedEvaluator
+from PIL import Image
+from scipy import ndimage
+
+from evaluation import ImageMetric, ImageReport, SliceToVolume, VolumeDice, VolumeReport
+from evaluation.handlers import spacing_mm
+from evaluation.metrics import confusion
+from evaluation.protocols import per_image, pooled
+
+ORGANS = ["liver", "spleen"]
+AFFINE = np.diag([5.0, 1.5, 1.0, 1.0])
+
+
+def meta_tensors(image, label, file, affine):
+    arrays = {"image": torch.from_numpy(image).float(), "label": torch.from_numpy(label).float()}
+    return {key: MetaTensor(array, affine, meta={"filename_or_obj": file}) for key, array in arrays.items()}
+
+
+def volume_item(seed, affine=AFFINE):
+    """Liver and spleen as bright and brighter boxes; the cases with even numbers have no spleen."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros((1, 6, 40, 30), np.float32)
+    label[:, 1:4, 5 : 20 + seed, 5:15] = 1
+    if seed % 2:
+        label[:, 2:5, 26:34, 5:25] = 2
+    image = label / 2 + 0.05 * rng.standard_normal(label.shape)
+    return meta_tensors(image, label, f"/data/case{seed:04d}.npy.h5", affine)
+
+
+class ThreeLevels(torch.nn.Module):
+    """Classes 0, 1, 2 for grey values around 0, 0.5 and 1."""
+
+    def forward(self, x):
+        return -torch.cat([x.abs(), (x - 0.5).abs(), (x - 1).abs()], 1)
+
+
+def evaluator(items, handlers, batch_size=1, decollate=True, network=None, inferer=None, **kwargs):
+    return SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(items, batch_size=batch_size, collate_fn=list_data_collate),
+        network=network or ThreeLevels(),
+        inferer=inferer or SliceToVolume((24, 24), batch_size=4),
+        val_handlers=handlers,
+        decollate=decollate,
+        **kwargs,
+    )
+
+
+def expected_volume(item):
+    """What the evaluator predicts, slice by slice with scipy."""
+    slices = []
+    for image in item["image"][0].numpy():
+        zoomed = ndimage.zoom(image.astype(np.float64), (24 / 40, 24 / 30), order=3)
+        labels = np.argmin([abs(zoomed), abs(zoomed - 0.5), abs(zoomed - 1)], axis=0)
+        slices.append(ndimage.zoom(labels, (40 / 24, 30 / 24), order=0))
+    return np.stack(slices)
+
+
+@pytest.mark.parametrize(("batch_size", "decollate"), [(1, True), (3, True), (2, False)])
+def test_volume_report_and_key_metric_of_an_evaluator(tmp_path, capsys, batch_size, decollate):
+    items = [volume_item(seed) for seed in range(3)]
+    report = VolumeReport(tmp_path, ORGANS, selection="held-out cases", title="phantoms")
+    metric = VolumeDice(ORGANS)
+    engine = evaluator(items, [report], batch_size, decollate, key_val_metric={"val_mean_dice": metric})
+    engine.run()
+    found = json.loads((tmp_path / "summary.json").read_text())["protocols"]["strict"]["organs"]
+    means = []
+    for index, organ in enumerate(ORGANS, start=1):
+        pairs = [(expected_volume(item) == index, item["label"][0].numpy() == index) for item in items]
+        pairs = [pair for pair in pairs if pair[0].any() or pair[1].any()]
+        means.append(np.mean([binary.dc(*pair) for pair in pairs]))
+        assert found[organ]["dice"]["mean"] == pytest.approx(means[-1])
+        assert found[organ]["dice"]["n"] == len(pairs)
+        computed = [binary.hd95(*pair, (5.0, 1.5, 1.0)) for pair in pairs if pair[0].any() and pair[1].any()]
+        assert found[organ]["hd95"]["mean"] == pytest.approx(np.mean(computed))
+    assert 0.5 < np.mean(means) < 1
+    assert engine.state.metrics["mean_dice"] == pytest.approx(np.mean(means))
+    assert engine.state.metrics["val_mean_dice"] == pytest.approx(np.mean(means))
+    assert engine.state.best_metric == pytest.approx(np.mean(means))
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        assert [row["case"] for row in csv.DictReader(file)][::4] == ["case0000", "case0001", "case0002"]
+    printed = capsys.readouterr().out
+    assert "phantoms: 3 cases; model selected by: held-out cases" in printed
+    assert "spleen" in printed
+
+
+def test_a_second_run_starts_anew(tmp_path):
+    report = VolumeReport(tmp_path, ORGANS)
+    engine = evaluator([volume_item(1)], [report], key_val_metric={"dice": VolumeDice(ORGANS)})
+    engine.run()
+    first = dict(engine.state.metrics)
+    engine.run(2)
+    assert engine.state.metrics == first
+    assert len(report.scores.cases) == 1
+
+
+def test_key_metric_refuses_cases_without_any_organ():
+    empty = volume_item(0)
+    empty = {key: torch.zeros_like(value) for key, value in empty.items()}
+    with pytest.raises(ValueError, match="nothing to average"):
+        evaluator([empty], [], key_val_metric={"dice": VolumeDice(ORGANS)}).run()
+
+
+def test_volume_report_draws_the_first_case(tmp_path):
+    items = [volume_item(seed) for seed in (1, 3)]
+    evaluator(items, [VolumeReport(tmp_path, ORGANS, picture=True)]).run()
+    with Image.open(tmp_path / "overview.png") as picture:
+        assert picture.width > 600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "overview.png", "summary.json"]
+
+
+def image_item(seed, channels=1):
+    """Noisy logits as the image: the network is the identity."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros((1, 24, 30))
+    label[:, 4 : 14 + seed, 6:18] = 1
+    image = np.repeat(2 * label - 1, channels, 0) + rng.standard_normal((channels, 24, 30))
+    soft = ndimage.uniform_filter(label, (0, 2, 2))  # edges of exactly 0.5, and of less
+    return meta_tensors(image, soft, f"/data/benign ({seed}).png", np.eye(4))
+
+
+@pytest.mark.parametrize(("batch_size", "decollate"), [(2, True), (3, False)])
+def test_image_report_and_key_metrics(tmp_path, batch_size, decollate):
+    items = [image_item(seed) for seed in range(3)]
+    metrics = {name: ImageMetric(name) for name in ("iou", "specificity", "accuracy")}
+    report = ImageReport(tmp_path, ["lesion"], title="lesions", picture=True)
+    engine = evaluator(
+        items, [report], batch_size, decollate, torch.nn.Identity(), lambda x, network: network(x),
+        key_val_metric={"val_iou": metrics.pop("iou")}, additional_metrics={f"val_{k}": m for k, m in metrics.items()},
+    )  # fmt: skip
+    engine.run()
+    counts = [confusion(item["image"][0].numpy() > 0, item["label"][0].numpy() >= 0.5) for item in items]
+    for name in ("iou", "specificity", "accuracy"):
+        expected = np.mean([per_image(one)[name] for one in counts])
+        assert engine.state.metrics[name] == pytest.approx(expected)
+        assert engine.state.metrics[f"val_{name}"] == pytest.approx(expected)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["protocols"]["pooled"]["classes"]["lesion"]["iou"]["mean"] == pytest.approx(pooled(counts)["iou"])
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == [f"benign ({seed})" for seed in range(3)]
+    with Image.open(tmp_path / "overview.png") as picture:
+        assert picture.width > 600
+
+
+def test_image_report_of_several_classes_takes_the_largest_logit(tmp_path):
+    logits = torch.randn(3, 8, 9, generator=torch.Generator().manual_seed(0))
+    label = torch.randint(0, 3, (1, 8, 9), generator=torch.Generator().manual_seed(1))
+    for key, prediction, is_logits in (("a", logits, True), ("b", logits.argmax(0, keepdim=True), False)):
+        report = ImageReport(tmp_path, ["cup", "disc"], logits=is_logits)
+        report.add("x.png", {"image": logits, "pred": prediction, "label": label})
+        for row, index in zip(report.scores.rows(), (1, 2), strict=True):
+            expected = confusion(logits.argmax(0) == index, label[0] == index)
+            assert (row["tp"], row["fp"], row["fn"], row["tn"]) == expected, key
+
+
+def test_unknown_image_metric_is_refused():
+    with pytest.raises(ValueError, match="metric must be one of iou"):
+        ImageMetric("f2")
+
+
+def test_spacing_comes_from_the_affine_unless_that_knows_nothing():
+    rotation = np.array([[0, 0, -2.0, 5], [0, -3, 0, 7], [4, 0, 0, 9], [0, 0, 0, 1]])
+    zeros = torch.zeros(1, 2, 2, 2)
+    assert spacing_mm(MetaTensor(zeros, rotation)) == (4, 3, 2)
+    assert spacing_mm(MetaTensor(zeros, rotation, meta={"spacing_mm": [9, 9, 9]})) == (4, 3, 2)
+    assert spacing_mm(MetaTensor(zeros, np.eye(4), meta={"spacing_mm": np.array([5, 2, 2])})) == (5, 2, 2)
+    assert spacing_mm(MetaTensor(zeros, np.eye(4))) is None
+    assert spacing_mm(zeros) is None
+
+
+TWO_PROCESSES = """
+import sys
+import torch.distributed as dist
+from tests.evaluation.test_handlers import ORGANS, VolumeDice, VolumeReport, evaluator, volume_item
+rank, rendezvous, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+import ignite.distributed as idist
+idist.sync()
+cases = [[0, 1], [2, 1]][rank]  # case 1 as a padding sampler repeats it
+engine = evaluator([volume_item(i) for i in cases], [VolumeReport(folder, ORGANS)],
+                   key_val_metric={"val_mean_dice": VolumeDice(ORGANS)})
+engine.run()
+print(f"mean {engine.state.metrics['mean_dice']:.6f}", flush=True)
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_report_all_cases_once(tmp_path):
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, str(rank), str(tmp_path / "rendezvous"), str(tmp_path / "both")],
+            cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    evaluator([volume_item(seed) for seed in range(3)], [VolumeReport(tmp_path / "one", ORGANS)]).run()
+    one, both = ((tmp_path / name / "metrics.csv").read_text() for name in ("one", "both"))
+    assert one == both
+    mean = json.loads((tmp_path / "one" / "summary.json").read_text())["protocols"]["strict"]["mean"]["dice"]["mean"]
+    assert all(f"mean {mean:.6f}" in out.splitlines() for out, _ in outputs)
+    assert ["mean of organs" in out for out, _ in outputs] == [True, False]
