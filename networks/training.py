@@ -12,9 +12,14 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
-from monai.handlers import LrScheduleHandler, StatsHandler, TensorBoardStatsHandler, ValidationHandler, from_engine
+from monai.data import DistributedSampler
+from monai.engines import SupervisedTrainer
+from monai.handlers import from_engine
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset
 
 from networks.selective_scan import default_backend
 from networks.weights import load_weights
@@ -41,12 +46,19 @@ class Autocast(nn.Module):
             return self.network(x).float()
 
 
-class TrainingBar(ProgressBar):
-    """ignite's progress bar with the loss, shown by the first process only."""
+class Bar(ProgressBar):
+    """ignite's progress bar, with the loss where there is one, shown by the first process only."""
+
+    def __init__(self, loss: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.loss = from_engine(["loss"], first=True) if loss else None
 
     def attach(self, engine: Engine) -> None:  # type: ignore[override]
-        if _rank() == 0:
-            super().attach(engine, output_transform=lambda output: {"loss": from_engine(["loss"], first=True)(output)})
+        if is_first_process():
+            super().attach(engine, output_transform=self._shown if self.loss else None)
+
+    def _shown(self, output: Any) -> dict[str, Any]:
+        return {"loss": self.loss(output)} if self.loss else {}
 
 
 class RunLog:
@@ -66,7 +78,7 @@ class RunLog:
         self.steps = 0
 
     def attach(self, engine: Engine) -> None:
-        if _rank() == 0:
+        if is_first_process():
             engine.add_event_handler(Events.STARTED, self.start)
             engine.add_event_handler(Events.ITERATION_STARTED, self.step)
 
@@ -90,36 +102,17 @@ class RunLog:
             logger.info(f"{seconds:.3f} s per step, {per_epoch} steps per epoch, about {left} for {epochs} epochs")
 
 
-def train_handlers(
-    network: nn.Module,
-    device: torch.device | str,
-    log_dir: str | Path,
-    lr_scheduler: Any,
-    lr_per_step: bool = False,
-    validator: Engine | None = None,
-    val_interval: int = 1,
-    note: str = "",
-) -> list[Any]:
-    """The handlers every bundle's trainer has, in the order they act in.
+def trainer(max_epochs: int, parts: Mapping[str, Any]) -> SupervisedTrainer:
+    """MONAI's trainer from the `parts` all bundles share and the number of epochs, which the zoo asks for by name."""
+    return SupervisedTrainer(max_epochs=max_epochs, **parts)
 
-    Args:
-        network, device, note: see `RunLog`.
-        log_dir: folder of the TensorBoard events.
-        lr_scheduler: stepped after each epoch, or after each step with `lr_per_step`.
-        validator: evaluator that runs every `val_interval` epochs; None validates nothing.
+
+def poly_schedule(optimizer: Optimizer, steps: int, power: float = 0.9) -> LambdaLR:
+    """lr · (1 − i / steps)^power, set after step i = 0, 1, …, so that the first two steps both run at the full rate.
+
+    The schedule of CMUNeXt's training (arXiv 2308.01239), to be stepped after each step.
     """
-    loss = from_engine(["loss"], first=True)
-    handlers = [
-        RunLog(network, device, note),
-        TrainingBar(),
-        LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=not lr_per_step),
-    ]
-    if validator is not None:
-        handlers.append(ValidationHandler(interval=val_interval, validator=validator, epoch_level=True))
-    if _rank() == 0:
-        handlers.append(StatsHandler(name="training", tag_name="train_loss", iteration_log=False))
-        handlers.append(TensorBoardStatsHandler(log_dir=str(log_dir), tag_name="train_loss", output_transform=loss))
-    return handlers
+    return LambdaLR(optimizer, lambda step: (1 - max(step - 1, 0) / steps) ** power)
 
 
 class Checkpoints:
@@ -183,7 +176,7 @@ class Checkpoints:
         self._save({**state, "trainer": dict(trainer.state_dict()), "selection": selection}, "last.pt")
 
     def _save(self, content: Any, name: str) -> None:
-        if _rank() == 0:
+        if is_first_process():
             save_atomically(content, self.ckpt_dir / name)
 
     def _load(self, trainer: Engine) -> None:
@@ -262,8 +255,14 @@ def process_device() -> torch.device:
     return device
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+def shared_sampler(dataset: Dataset) -> DistributedSampler | None:
+    """Gives each process its share of the training images, shuffled; None where there is one process."""
+    return DistributedSampler(dataset, even_divisible=True, shuffle=True) if dist.is_initialized() else None
+
+
+def is_first_process() -> bool:
+    """Whether this process writes and prints; the only one does."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _clock(seconds: float) -> str:

@@ -5,8 +5,11 @@ names the folder and the remedy (`DatasetError` is a `SystemExit`), not with a t
 """
 
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from transforms.readers import PICTURE_SUFFIXES
 
 SYNAPSE_LISTS = Path("lists/lists_Synapse")
 SELECTIONS = ("holdout", "paper")
@@ -36,8 +39,7 @@ def synapse_split(
         DatasetError: when files are missing or no case can be held out.
     """
     root = Path(dataset_dir)
-    if selection not in SELECTIONS:
-        raise DatasetError(f"selection must be one of {', '.join(SELECTIONS)}, not {selection!r}")
+    _check_selection(selection)
     slices = _read_list(root, "train.txt")
     volumes = _read_list(root, "test_vol.txt")
 
@@ -59,6 +61,55 @@ def synapse_split(
         "validation": [{"image": files, "label": files} for files in validation],
         "test": [{"image": h5(name), "label": h5(name)} for name in volumes],
     }
+
+
+def image_split(
+    dataset_dir: str | Path,
+    fold: int = 1,
+    val_fraction: float = 0.1,
+    selection: str = "holdout",
+    seed: int = 42,
+) -> dict[str, list[dict[str, str]]]:
+    """The parts of a folder of images and masks, each item {"image": file, "label": mask file}.
+
+    Understood are the prepared layouts `train|val/images|masks` (dermoscopy), `images`, `masks/0` with the lists
+    `*_train1.txt`, `*_val1.txt` (breast ultrasound), and any folder with `images` and `masks`, which is split 7:3 with
+    `seed`. Images and masks are paired by stem; a mask's may end in `_segmentation` or `_mask`.
+
+    Args:
+        dataset_dir: the folder.
+        fold: which of several lists.
+        val_fraction: share of the training part that is held out for model selection.
+        selection: "holdout" does so; "paper" selects on the test part and holds nothing out, as published.
+        seed: of all draws.
+
+    Returns:
+        "train", "validation" and "test".
+
+    Raises:
+        DatasetError: when the folder is none of these, or a file has no partner.
+    """
+    root = Path(dataset_dir)
+    _check_selection(selection)
+    if (root / "train/images").is_dir():
+        training, test = (_pairs(root / part) for part in ("train", "val"))
+    elif (root / "images").is_dir():
+        pairs = _pairs(root)
+        if next(root.glob("*_train[0-9]*.txt"), None):
+            by_name = {Path(pair["image"]).stem: pair for pair in pairs}
+            training, test = ([_listed(by_name, name, root) for name in names] for names in _fold_lists(root, fold))
+        else:
+            test, training = _draw(pairs, 0.3, seed, root)
+    else:
+        raise DatasetError(
+            f"{root} holds no images to train on (expected images/ and masks/, or train/ and val/ with both): run"
+            f" `python -m prepare busi --raw DIR --out {root}`, `python -m prepare isic --raw DIR --out {root}`, or"
+            " `python -m prepare demo --out data/demo` and add `--dataset_dir data/demo/busi` (or isic17)"
+        )
+    validation = test
+    if selection == "holdout":
+        validation, training = _draw(training, val_fraction, seed, root)
+    return {"train": training, "validation": validation, "test": test}
 
 
 def find_files(path: str | Path, suffixes: Sequence[str]) -> list[dict[str, str]]:
@@ -105,3 +156,51 @@ def _held_out(cases: list[str], wanted: int | Sequence[str], seed: int, root: Pa
     if unknown := sorted(set(wanted) - set(cases)):
         raise DatasetError(f"val_cases {', '.join(unknown)} are no training cases of {root}")
     return sorted(wanted)
+
+
+def _check_selection(selection: str) -> None:
+    if selection not in SELECTIONS:
+        raise DatasetError(f"selection must be one of {', '.join(SELECTIONS)}, not {selection!r}")
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURE_SUFFIXES}
+
+
+def _pairs(root: Path) -> list[dict[str, str]]:
+    """One item for each picture in root/images, with its mask in root/masks or, as published for BUSI, root/masks/0."""
+    folder = root / "masks/0" if (root / "masks/0").is_dir() else root / "masks"
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is missing: masks lie there, named as the pictures in {root / 'images'}")
+    masks = {re.sub("_(segmentation|mask)$", "", stem): file for stem, file in _pictures(folder).items()}
+    images = _pictures(root / "images")
+    if alone := sorted(set(images) - set(masks)):
+        raise DatasetError(f"{images[alone[0]]} has no mask in {folder} ({len(alone)} such pictures)")
+    if not images:
+        raise DatasetError(f"{root / 'images'} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
+    return [{"image": str(file), "label": str(masks[stem])} for stem, file in images.items()]
+
+
+def _fold_lists(root: Path, fold: int) -> list[list[str]]:
+    files = [next(root.glob(f"*_{part}{fold}.txt"), None) for part in ("train", "val")]
+    if None in files:
+        known = sorted(file.name for file in root.glob("*_train[0-9]*.txt"))
+        raise DatasetError(f"{root} has no train and val list for --fold {fold}; there are {', '.join(known)}")
+    return [[line.strip() for line in file.read_text().splitlines() if line.strip()] for file in files if file]
+
+
+def _listed(pairs: dict[str, dict[str, str]], name: str, root: Path) -> dict[str, str]:
+    if name not in pairs:
+        raise DatasetError(f"{name} is listed but {root / 'images'} has no such picture")
+    return pairs[name]
+
+
+def _draw(pairs: list[dict[str, str]], share: float, seed: int, root: Path) -> tuple[list, list]:
+    """`share` of the pairs drawn at random, and the rest; both in the order given."""
+    if not 0 < (drawn := round(share * len(pairs))) < len(pairs):
+        raise DatasetError(f"{drawn} of the {len(pairs)} images of {root} cannot be held out: there must be some left")
+    chosen = set(random.Random(seed).sample(range(len(pairs)), drawn))
+    parts: tuple[list, list] = ([], [])
+    for index, pair in enumerate(pairs):
+        parts[index not in chosen].append(pair)
+    return parts

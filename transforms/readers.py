@@ -6,7 +6,7 @@ reaches the user. So `read` only looks at the suffix here and `get_data` opens t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,15 @@ from PIL import Image
 
 from transforms.intensity import WINDOW_HU
 
-__all__ = ["PICTURE_SUFFIXES", "SPL_AFFINE", "HDF5Reader", "PictureReader", "VolumeReader", "read_picture"]
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "SPL_AFFINE",
+    "HDF5Reader",
+    "MaskReader",
+    "PictureReader",
+    "VolumeReader",
+    "read_picture",
+]
 
 # Array index (d, h, w, 1) → RAS for unit voxels in the prepared orientation: d towards Superior, h towards Posterior,
 # w towards the patient's Left.
@@ -193,3 +201,29 @@ class PictureReader(_OneFileReader):
             MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if array.ndim == 3 else float("nan"),
         }
         return array, meta
+
+
+class MaskReader(PictureReader):
+    """Masks for `LoadImaged`: class numbers (H, W), whatever numbers the picture stores.
+
+    Args:
+        label_map: {stored number: class}, and a stored number that is not listed is an error. None for one class: what is
+            brighter than half the range is 1; a picture that holds nothing but 0 and 1 is taken as it is.
+    """
+
+    def __init__(self, label_map: Mapping[int, int] | None = None) -> None:
+        super().__init__("ids" if label_map else "L")
+        self.label_map = dict(label_map or {})
+
+    def get_data(self, img: Path) -> tuple[np.ndarray, dict]:
+        """(array (H, W) uint8, metadata); raises ValueError naming the file and a stored number without a class."""
+        stored, meta = super().get_data(img)
+        if not self.label_map:
+            # "L" stretches 1 of a bilevel picture to 255, but not 1 of a grey one
+            return (stored > (127 if stored.max() > 1 else 0)).astype(np.uint8), meta
+        if unknown := sorted(set(np.unique(stored).tolist()) - set(self.label_map)):
+            raise ValueError(f"{img}: holds {unknown[0]}, which label_map {self.label_map} does not list")
+        classes = np.zeros(stored.shape, np.uint8)
+        for number, class_index in self.label_map.items():
+            classes[stored == number] = class_index
+        return classes, meta

@@ -19,7 +19,7 @@ CONFIGS = "bundles/vmunet_synapse/configs"
 TRAIN, INFERENCE = f"{CONFIGS}/train.yaml", f"{CONFIGS}/inference.yaml"
 EVALUATE = f"['{TRAIN}','{CONFIGS}/evaluate.yaml']"
 SMALL = {"dims": [8, 16, 32, 64], "depths": [1, 1, 1, 1], "decoder_depths": [1, 1, 1, 1], "d_state": 4}
-TINY = [part for key, value in SMALL.items() for part in (f"--network_def#{key}", str(value))]
+TINY = ["--network_def", str({"_target_": "networks.VMUNet", "out_channels": 9, **SMALL})]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_training_says_what_it_does_and_saves_best_and_last(trained: tuple[Path,
     folder, log = trained
     assert "scan backend " in log
     assert " s per step" in log
-    assert "24 slices to train on, model selected by Dice on held-out training cases" in log
+    assert "24 images to train on, model selected by Dice on held-out training cases" in log
     assert "loss=" in log
     assert list((folder / "runs").glob("events.out.tfevents*"))
     state = torch.load(folder / "last.pt", weights_only=True)
@@ -146,7 +146,7 @@ def test_two_processes_train_one_network(options: Callable, bundle_command: Call
         *("--max_epochs", "1", *options(tmp_path)),
         launcher=torchrun,
     )
-    assert log.count("slices to train on") == 1
+    assert log.count("images to train on") == 1
     # 24 slices, two processes, batches of 4
     assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == 3
     assert (tmp_path / "model.pt").is_file()
@@ -155,7 +155,7 @@ def test_two_processes_train_one_network(options: Callable, bundle_command: Call
 def test_published_selection_is_labelled(options: Callable, bundle_command: Callable, tmp_path: Path) -> None:
     options_ = ["--max_epochs", "1", "--selection", "paper", "--amp", "true", *options(tmp_path)]
     log = bundle_command("run training", "--config_file", TRAIN, *options_)
-    assert "32 slices to train on, model selected by lowest training loss, as published" in log
+    assert "32 images to train on, model selected by lowest training loss, as published" in log
     assert "best train_loss so far" in log
     assert (tmp_path / "model.pt").is_file()
 
