@@ -36,7 +36,7 @@ class ReportHandler(ABC):
     def __init__(self, report: Report, output_dir: str | Path, picture: bool) -> None:
         self.report = report
         self.output_dir = Path(output_dir)
-        self.picture = self.output_dir / PICTURE if picture and idist.get_rank() == 0 else None
+        self.picture = picture
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
@@ -98,11 +98,11 @@ class VolumeReport(ReportHandler):
         spacing = spacing_mm(item["label"])
         first = not self.scores.cases
         rows = self.scores.add(file, item["pred"][0], item["label"][0], spacing)
-        if self.picture and first:
+        if self.picture and first and idist.get_rank() == 0:
             mean = spread(row["dice"] for row in rows if row["protocol"] == "strict")["mean"]
             title = f"{self.scores.title}: {case_name(file)}, mean Dice {plus_minus(mean, None, 100)} %"
             save_overview(
-                self.picture, item["image"], item["pred"], item["label"], self.scores.classes,
+                self.output_dir / PICTURE, item["image"], item["pred"], item["label"], self.scores.classes,
                 spacing_mm=spacing, title=title,
             )  # fmt: skip
 
@@ -163,8 +163,8 @@ class ImageReport(ReportHandler):
 
     def finish(self, engine: Engine) -> None:
         super().finish(engine)
-        if self.picture:
-            save_panels(self.picture, self.panels, self.scores.classes, self.scores.title)
+        if self.picture and idist.get_rank() == 0:
+            save_panels(self.output_dir / PICTURE, self.panels, self.scores.classes, self.scores.title)
         engine.state.metrics.update({key: self.scores.mean(key) for key in METRICS})
 
 

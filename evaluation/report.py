@@ -116,7 +116,6 @@ class Report(ABC):
     def write(self, directory: str | Path) -> None:
         """Write `metrics.csv`, where an empty field is a value that is not defined, and `summary.json`."""
         folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
         rows = self.rows()
         with replacing(folder / "metrics.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["case"])
@@ -144,9 +143,8 @@ def _class_indices(values: LabelMap, classes: int, what: str) -> NDArray[Any]:
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     low, high = (array.min(), array.max()) if array.size else (math.nan, math.nan)
     if not 0 <= low <= high <= classes:
-        raise ValueError(
-            f"{what} holds values from {low:g} to {high:g}; with {classes} named classes, 0 to {classes} fit"
-        )
+        found = f"{what} holds values from {low:g} to {high:g}"
+        raise ValueError(f"{found}; with {classes} named classes, 0 to {classes} fit")
     if np.issubdtype(array.dtype, np.integer):
         return array
     indices = array.astype(np.uint8 if classes < 256 else np.int64)
@@ -203,6 +201,7 @@ def grid(groups: Sequence[Group]) -> str:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` (its folder made if need be) that takes its place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -19,8 +19,9 @@ def to_labels(logits: Tensor) -> Tensor:
 
     Arg-max over several channels; one channel is the foreground, cut where its sigmoid is 0.5.
     """
-    foreground = logits > 0 if logits.shape[1] == 1 else logits.argmax(1, keepdim=True)
-    return foreground.to(torch.uint8)
+    # max, not argmax: the same indices, several times faster on a CPU.
+    labels = logits > 0 if logits.shape[1] == 1 else logits.max(1, keepdim=True).indices
+    return labels.to(torch.uint8)
 
 
 class SliceToVolume(Inferer):

@@ -115,10 +115,10 @@ def test_key_metric_refuses_cases_without_any_organ():
 
 def test_volume_report_draws_the_first_case(tmp_path):
     items = [volume_item(seed) for seed in (1, 3)]
-    evaluator(items, [VolumeReport(tmp_path, ORGANS, picture=True)]).run()
-    with Image.open(tmp_path / "overview.png") as picture:
+    evaluator(items, [VolumeReport(tmp_path / "new", ORGANS, picture=True)]).run()
+    with Image.open(tmp_path / "new" / "overview.png") as picture:
         assert picture.width > 600
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "overview.png", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["metrics.csv", "overview.png", "summary.json"]
 
 
 def image_item(seed, channels=1):
