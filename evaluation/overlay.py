@@ -106,7 +106,13 @@ def choose_slices(marked: NDArray[Any], count: int) -> list[int]:
 
 
 def save_panels(path: str | Path, panels: Sequence[Panel], organs: Sequence[str], title: str = "") -> None:
-    """Save a PNG with one column for each panel and a legend of the classes that occur in any of them."""
+    """Save a PNG with one column for each panel and a legend of the classes that occur in any of them.
+
+    Raises ValueError for a class without a name.
+    """
+    shown = sorted({index for panel in panels for part in (panel.prediction, panel.label) for index in _classes(part)})
+    if shown and shown[-1] > len(organs):
+        raise ValueError(f"{path}: class {shown[-1]} is in the maps, but only {len(organs)} classes have names")
     shapes = [(panel.image.shape[-2] * panel.aspect, panel.image.shape[-1]) for panel in panels]
     height = 3.6  # inches, as all lengths here
     widths = [height * width / tall for tall, width in shapes]
@@ -120,7 +126,8 @@ def save_panels(path: str | Path, panels: Sequence[Panel], organs: Sequence[str]
         _draw(figure.add_axes(place), panel)
         left += width + gap
     figure.text(0.5, 1 - 0.2 / total_height, title, color=TEXT, fontsize=12, ha="center", va="center")
-    _legend(figure, panels, organs)
+    dashes = any(panel.label is not None for panel in panels)
+    _legend(figure, {index: organs[index - 1] for index in shown}, dashes)
     with replacing(Path(path)) as temporary:
         figure.savefig(temporary, format="png", facecolor=BACKGROUND)
 
@@ -148,14 +155,13 @@ def _outline(axes: Axes, mask: NDArray[np.bool_], **style: Any) -> None:
     axes.contour(columns, rows, np.pad(mask, 1).astype(float), levels=[0.5], **style)
 
 
-def _legend(figure: Figure, panels: Sequence[Panel], organs: Sequence[str]) -> None:
-    shown = sorted({index for panel in panels for part in (panel.prediction, panel.label) for index in _classes(part)})
+def _legend(figure: Figure, names: dict[int, str], with_truth: bool) -> None:
     handles: list[Any] = [
-        Patch(facecolor=(*to_rgb(_colour(index)), 0.5), edgecolor=_colour(index), label=organs[index - 1])
-        for index in shown
+        Patch(facecolor=(*to_rgb(_colour(index)), 0.5), edgecolor=_colour(index), label=name)
+        for index, name in names.items()
     ]
     handles.append(Line2D([], [], color=TEXT, linewidth=1.2, label="predicted (filled)"))
-    if any(panel.label is not None for panel in panels):
+    if with_truth:
         handles.append(Line2D([], [], color="white", linewidth=1.0, linestyle=(0, (3, 2)), label="true"))
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor=TEXT, fontsize=9,
                   borderpad=0.2, handlelength=1.6, columnspacing=1.4)  # fmt: skip

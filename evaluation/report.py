@@ -202,7 +202,6 @@ def grid(groups: Sequence[Group]) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` (its folder made if need be) that takes its place when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary

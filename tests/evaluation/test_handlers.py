@@ -165,6 +165,13 @@ def test_image_report_of_several_classes_takes_the_largest_logit(tmp_path):
             assert (row["tp"], row["fp"], row["fn"], row["tn"]) == expected, key
 
 
+def test_pictures_of_bgr_images_show_red_as_red(tmp_path):
+    report = ImageReport(tmp_path, picture=True, bgr=True)
+    item = image_item(0, channels=3)
+    report.add("x.png", {**item, "pred": item["image"][:1]})
+    np.testing.assert_array_equal(report.panels[0].image, item["image"].numpy()[::-1])
+
+
 def test_unknown_image_metric_is_refused():
     with pytest.raises(ValueError, match="metric must be one of iou"):
         ImageMetric("f2")

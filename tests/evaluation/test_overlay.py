@@ -83,4 +83,6 @@ def test_single_images(tmp_path, shape):
 def test_what_does_not_belong_together_is_refused(tmp_path, image, prediction):
     with pytest.raises(ValueError, match="do not belong together"):
         save_overview(tmp_path / "x.png", np.zeros(image), np.zeros(prediction), None, ORGANS)
+    with pytest.raises(ValueError, match="class 3 is in the maps, but only 2"):
+        save_overview(tmp_path / "x.png", np.zeros((8, 8)), np.full((8, 8), 3), None, ORGANS)
     assert not list(tmp_path.iterdir())
