@@ -7,28 +7,23 @@ from pathlib import Path
 import numpy as np
 
 from prepare.output import PrepareError
-from transforms import read_picture
+from transforms import MaskReader, PictureReader
 
 __all__ = ["read_mask", "read_rgb"]
 
 
-def _read(path: Path, mode: str) -> np.ndarray:
+def _read(reader: PictureReader, path: Path) -> np.ndarray:
     try:
-        return read_picture(path, mode)
+        return reader.get_data(path)[0]
     except (ValueError, FileNotFoundError) as error:
         raise PrepareError(str(error)) from error
 
 
 def read_rgb(path: Path) -> np.ndarray:
     """(H, W, 3) uint8; raises PrepareError naming the file when it cannot be read."""
-    return _read(path, "RGB")
+    return _read(PictureReader("RGB"), path)
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """(H, W) bool: brighter than half the range, which also settles masks that were smoothed; 0/1 files are known too.
-
-    Raises:
-        PrepareError: naming the file when it cannot be read.
-    """
-    mask = _read(path, "L")
-    return mask > 0 if mask.max() == 1 else mask > 127
+    """(H, W) bool, as `MaskReader` tells marked pixels; raises PrepareError as `read_rgb` does."""
+    return _read(MaskReader(), path).astype(bool)
