@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
-from monai.data import DistributedSampler
+from monai.data import DistributedSampler, MetaTensor
 from monai.engines import SupervisedTrainer
 from monai.handlers import from_engine
 from torch import Tensor, nn
@@ -33,7 +33,8 @@ class Autocast(nn.Module):
     """Runs `network` under `torch.autocast` on whatever device the image is, and returns float32.
 
     MONAI's engines autocast on CUDA only; losses and metrics stay outside, in float32. `amp_dtype` "bfloat16" needs no
-    gradient scaler; None leaves the precision alone.
+    gradient scaler; None leaves the precision alone. The metadata of an image skips the network, where it would cost
+    time at every operation, and is the result's again.
     """
 
     def __init__(self, network: nn.Module, amp_dtype: str | None) -> None:
@@ -42,8 +43,10 @@ class Autocast(nn.Module):
         self.dtype = getattr(torch, amp_dtype) if amp_dtype else None
 
     def forward(self, x: Tensor) -> Tensor:
+        plain = x.as_tensor() if isinstance(x, MetaTensor) else x
         with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            return self.network(x).float()
+            y = self.network(plain).float()
+        return MetaTensor(y).copy_meta_from(x) if isinstance(x, MetaTensor) else y
 
 
 class Bar(ProgressBar):
@@ -258,6 +261,19 @@ def process_device() -> torch.device:
 def shared_sampler(dataset: Dataset) -> DistributedSampler | None:
     """Gives each process its share of the training images, shuffled; None where there is one process."""
     return DistributedSampler(dataset, even_divisible=True, shuffle=True) if dist.is_initialized() else None
+
+
+def flag(value: bool | str) -> bool:
+    """A switch from the command line, where `--resume true` arrives as a word.
+
+    Raises:
+        SystemExit: when it is neither true nor false.
+    """
+    if isinstance(value, bool):
+        return value
+    if value.lower() not in ("true", "false"):
+        raise SystemExit(f"expected true or false, not {value!r}")
+    return value.lower() == "true"
 
 
 def is_first_process() -> bool:

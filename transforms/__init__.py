@@ -12,6 +12,7 @@ from transforms.readers import (
     VolumeReader,
     read_picture,
 )
+from transforms.writers import SaveMasks, SaveMasksd
 from transforms.zoom import SplineZoom, SplineZoomd, spline_zoom
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "RandRotFlipd",
     "RandRotate",
     "RandRotated",
+    "SaveMasks",
+    "SaveMasksd",
     "SplineZoom",
     "SplineZoomd",
     "VolumeReader",

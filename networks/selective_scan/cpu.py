@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+DEVICE = "cpu"
+INSTALL = "`pip install -e .` from the checkout, with gcc or clang on the path"
 LEVELS = ("baseline", "avx2", "avx512")
 _LANES = (4, 8, 16)
 
@@ -31,9 +33,6 @@ class _Scan(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("y", "states", "grad_y", "grad_u", "grad_delta", "grad_B", "grad_C")),
         *((name, ctypes.c_void_p) for name in ("grad_x_dbl", "grad_dt_weight", "grad_A", "grad_D", "grad_bias")),
     ]
-
-
-INSTALL = "`pip install -e .` from the checkout, with gcc or clang on the path"
 
 
 def _library_path() -> pathlib.Path | None:
@@ -107,7 +106,7 @@ def _padded(channels: int) -> int:
 
 def _states(like: Tensor, items: int, directions: int, length: int, state: int, channels: int, save: bool) -> Tensor:
     if not save:
-        return like.new_empty(0)
+        return like.new_empty((0,))
     return like.new_empty(items, directions, -(-length // _chunk()), state, _padded(channels))
 
 
