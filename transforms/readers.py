@@ -207,7 +207,7 @@ class MaskReader(PictureReader):
     """Masks for `LoadImaged`: class numbers (H, W), whatever numbers the picture stores.
 
     Args:
-        label_map: {stored number: class}, and a stored number that is not listed is an error. None for one class: what is
+        label_map: {stored number: class}; a stored number that is not listed is an error. None for one class: what is
             brighter than half the range is 1; a picture that holds nothing but 0 and 1 is taken as it is.
     """
 
