@@ -14,11 +14,13 @@ Differences from the publication
 Tensor names are the published ones, hence the nested `nn.Sequential` and the capitals.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 STAGES = 5
 
@@ -204,3 +206,36 @@ def cmunext(in_channels: int = 3, out_channels: int = 1) -> CMUNeXt:
 def cmunext_l(in_channels: int = 3, out_channels: int = 1) -> CMUNeXt:
     """The large variant, 8.3 M parameters."""
     return CMUNeXt(in_channels, out_channels, (32, 64, 128, 256, 512), (1, 1, 1, 6, 3), (3, 3, 7, 7, 7))
+
+
+@torch.no_grad()
+def fold_norms(model: CMUNeXt) -> CMUNeXt:
+    """A copy for inference, in eval mode, its norms merged into the convolutions before or after them.
+
+    Exact up to rounding. The norms at the end of `Residual`, of `CMUNeXtBlock.block` and of all but the last
+    `SkipFusion` stay: what follows them pads with zeros, which the norm's shift does not reach.
+    """
+    model = copy.deepcopy(model).eval()
+    for chain in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
+        follows = model.Conv_1x1 if chain is model.Up_conv2.conv else nn.Identity()
+        modules = [*chain, follows]
+        for i, norm in enumerate(modules):
+            if not isinstance(norm, nn.BatchNorm2d):
+                continue
+            before, after = modules[i - 1], modules[i + 1]
+            if isinstance(before, nn.Conv2d):
+                chain[i - 1] = fuse_conv_bn_eval(before, norm)
+            elif isinstance(after, nn.Conv2d):
+                _absorb(norm, after)
+            else:
+                continue
+            chain[i] = nn.Identity()
+    return model
+
+
+def _absorb(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> None:
+    """Lets the 1×1 convolution after a norm do the norm's work."""
+    scale = norm.weight * torch.rsqrt(norm.get_buffer("running_var") + norm.eps)
+    shift = norm.bias - norm.get_buffer("running_mean") * scale
+    conv.get_parameter("bias").add_(conv.weight[:, :, 0, 0] @ shift)
+    conv.weight.mul_(scale[:, None, None])

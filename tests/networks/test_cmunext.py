@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from networks.cmunext import CMUNeXt, cmunext, cmunext_l, cmunext_s
+from networks.cmunext import CMUNeXt, cmunext, cmunext_l, cmunext_s, fold_norms
 from tests.golden import fill
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -92,6 +93,22 @@ def test_compiles_as_one_graph(small):
 def test_exports_with_a_dynamic_batch(small):
     exported = torch.export.export(small, (noise(2, 1, 37, 21),), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.testing.assert_close(exported.module()(noise(3, 1, 37, 21)), small(noise(3, 1, 37, 21)))
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+@torch.inference_mode()
+def test_folding_the_norms_changes_nothing_up_to_rounding(name):
+    model = FACTORIES[name]()
+    fill.fill(model.state_dict())
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    folded = fold_norms(model)
+    assert model.training
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    norms = [sum(isinstance(module, nn.BatchNorm2d) for module in m.modules()) for m in (model, folded)]
+    # what stays: two for each repetition in the encoder, one for each skip fusion but the last
+    assert norms[1] == 2 * len([key for key in before if key.endswith("0.fn.0.weight")]) + 3 < norms[0]
+    x = noise(*NETWORKS[name]["input"])
+    torch.testing.assert_close(folded(x), model.eval()(x), rtol=0, atol=1e-4)
 
 
 def test_stages_that_do_not_fit_are_refused():
