@@ -116,15 +116,15 @@ def find_files(path: str | Path, suffixes: Sequence[str]) -> list[dict[str, str]
     """[{"image": file}] for `path` itself, or for the files in the folder `path` that end in one of `suffixes`.
 
     Raises:
-        DatasetError: when there is none.
+        DatasetError: when there is none, or when two differ in their suffixes only.
     """
     path = Path(path)
     if not path.exists():
         raise DatasetError(f"{path} does not exist: give a file or a folder of them as --input")
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    files = [file for file in files if file.name.lower().endswith(tuple(suffixes))]
-    if not files:
+    files = [path] if path.is_file() else _files(path, suffixes)
+    if not files or not files[0].name.lower().endswith(tuple(suffixes)):
         raise DatasetError(f"{path} is or holds no {', '.join(suffixes)} file")
+    _by_stem(files, suffixes, "would give results of the same name")
     return [{"image": str(file)} for file in files]
 
 
@@ -163,8 +163,25 @@ def _check_selection(selection: str) -> None:
         raise DatasetError(f"selection must be one of {', '.join(SELECTIONS)}, not {selection!r}")
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
-    return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURE_SUFFIXES}
+def _by_stem(files: Sequence[Path], suffixes: Sequence[str], conflict: str, decoration: str = "") -> dict[str, Path]:
+    """The files by their names without suffix, and without what matches `decoration` at the end."""
+    found: dict[str, Path] = {}
+    for file in files:
+        suffix = max((suffix for suffix in suffixes if file.name.lower().endswith(suffix)), key=len)
+        stem = re.sub(f"{decoration}$", "", file.name[: -len(suffix)])
+        if stem in found:
+            raise DatasetError(f"{found[stem]} and {file} {conflict}: rename or remove one of them")
+        found[stem] = file
+    return found
+
+
+def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    files = (file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith("."))
+    return [file for file in files if file.name.lower().endswith(tuple(suffixes))]
+
+
+def _pictures(folder: Path, conflict: str, decoration: str = "") -> dict[str, Path]:
+    return _by_stem(_files(folder, PICTURE_SUFFIXES), PICTURE_SUFFIXES, conflict, decoration)
 
 
 def _pairs(root: Path) -> list[dict[str, str]]:
@@ -172,8 +189,8 @@ def _pairs(root: Path) -> list[dict[str, str]]:
     folder = root / "masks/0" if (root / "masks/0").is_dir() else root / "masks"
     if not folder.is_dir():
         raise DatasetError(f"{folder} is missing: masks lie there, named as the pictures in {root / 'images'}")
-    masks = {re.sub("_(segmentation|mask)$", "", stem): file for stem, file in _pictures(folder).items()}
-    images = _pictures(root / "images")
+    masks = _pictures(folder, "are masks of the same picture", "_(segmentation|mask)")
+    images = _pictures(root / "images", "have the same name")
     if alone := sorted(set(images) - set(masks)):
         raise DatasetError(f"{images[alone[0]]} has no mask in {folder} ({len(alone)} such pictures)")
     if not images:
@@ -196,9 +213,10 @@ def _listed(pairs: dict[str, dict[str, str]], name: str, root: Path) -> dict[str
 
 
 def _draw(pairs: list[dict[str, str]], share: float, seed: int, root: Path) -> tuple[list, list]:
-    """`share` of the pairs drawn at random, and the rest; both in the order given."""
-    if not 0 < (drawn := round(share * len(pairs))) < len(pairs):
-        raise DatasetError(f"{drawn} of the {len(pairs)} images of {root} cannot be held out: there must be some left")
+    """`share` of the pairs, but one at least, drawn at random, and the rest; both in the order given."""
+    if not 0 < share < 1 or len(pairs) < 2:
+        raise DatasetError(f"a share of {share} of the {len(pairs)} images of {root} cannot be held out")
+    drawn = min(max(round(share * len(pairs)), 1), len(pairs) - 1)
     chosen = set(random.Random(seed).sample(range(len(pairs)), drawn))
     parts: tuple[list, list] = ([], [])
     for index, pair in enumerate(pairs):

@@ -18,8 +18,8 @@ class SaveMasks(Transform):
 
     Args:
         output_dir: folder of the masks, made if need be.
-        label_map: {stored number: class} of a data set with several classes: masks are written in its numbers. None
-            writes one class as 0 and 255 and several as their indices.
+        label_map: {stored number: class} of the data set, in whose numbers masks are written (the first one listed for
+            a class). None writes one class as 0 and 255 and several as their indices.
         probabilities: also write `NAME_probability.png`, 0 … 255, or one for each class but the background.
     """
 
@@ -27,31 +27,29 @@ class SaveMasks(Transform):
         self, output_dir: str | Path, label_map: Mapping[int, int] | None = None, probabilities: bool = False
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.numbers = {index: number for number, index in (label_map or {}).items()}
+        self.numbers = {index: number for number, index in reversed(dict(label_map or {}).items())}
         self.probabilities = probabilities
 
     def __call__(self, img: MetaTensor) -> MetaTensor:
         """Saves the probabilities (K, H, W) of a picture: one channel is cut at 0.5, of several the largest wins."""
         stem = Path(str(img.meta["filename_or_obj"])).stem
         values = img.as_tensor().cpu().numpy()
-        if len(values) == 1:
-            mask = np.where(values[0] > 0.5, 255, 0)
-        else:
-            indices = values.argmax(0)
-            mask = np.vectorize(lambda index: self.numbers.get(index, index))(indices)
-        self._save(mask, f"{stem}_mask.png")
+        indices = (values[0] > 0.5).astype(int) if len(values) == 1 else values.argmax(0)
+        numbers = self.numbers or ({1: 255} if len(values) == 1 else {})
+        stored = [numbers.get(index, index) for index in range(max(len(values), 2))]
+        self._save(np.array(stored, np.min_scalar_type(max(stored)))[indices], f"{stem}_mask.png")
         if self.probabilities:
             foreground = values if len(values) == 1 else values[1:]
             for index, channel in enumerate(foreground, 1):
                 number = f"_{index}" if len(foreground) > 1 else ""
-                self._save((255 * channel).round(), f"{stem}_probability{number}.png")
+                self._save((255 * channel).round().astype(np.uint8), f"{stem}_probability{number}.png")
         return img
 
     def _save(self, array: np.ndarray, name: str) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         temporary = self.output_dir / f".{name}.{os.getpid()}"
         try:
-            Image.fromarray(array.astype(np.uint8)).save(temporary, format="PNG")
+            Image.fromarray(array).save(temporary, format="PNG")
             os.replace(temporary, self.output_dir / name)
         finally:
             temporary.unlink(missing_ok=True)
