@@ -12,22 +12,25 @@ $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(SCAN)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-# VM-UNet on abdominal phantoms: the bundle's own configuration with smaller images and fewer epochs.
-CT := bundles/vmunet_synapse/configs
-CT_DATA := data/demo/synapse
-CT_RESULT := results/demo/synapse
-CT_OPTIONS := --dataset_dir $(CT_DATA) --image_size 64 --max_epochs 20 \
-	--ckpt_dir $(CT_RESULT) --log_dir $(CT_RESULT)/runs --output_dir $(CT_RESULT)
+# Each bundle's own configuration with smaller images and fewer epochs, on demo data.
+# $(call demo,BUNDLE,DATA SET,PICTURES TO PREDICT,IMAGE SIZE,EPOCHS)
+RUN := $(BIN)/python -W ignore -m monai.bundle run
+define demo
+$(RUN) training --config_file bundles/$(1)/configs/train.yaml $(call options,$(2),$(4),$(5))
+$(RUN) evaluating --config_file "['bundles/$(1)/configs/train.yaml','bundles/$(1)/configs/evaluate.yaml']" \
+	$(call options,$(2),$(4),$(5))
+$(RUN) inferring --config_file bundles/$(1)/configs/inference.yaml --image_size $(4) \
+	--ckpt_dir results/demo/$(2) --input data/demo/$(2)/$(3) --output_dir results/demo/$(2)/predictions
+endef
+options = --dataset_dir data/demo/$(1) --image_size $(2) --max_epochs $(3) --ckpt_dir results/demo/$(1) \
+	--log_dir results/demo/$(1)/runs --output_dir results/demo/$(1)
 
 demo: $(INSTALLED)
 	$(BIN)/python -m prepare demo --out data/demo --overwrite
-	$(BIN)/python -m monai.bundle run training --config_file $(CT)/train.yaml $(CT_OPTIONS)
-	$(BIN)/python -m monai.bundle run evaluating \
-		--config_file "['$(CT)/train.yaml','$(CT)/evaluate.yaml']" $(CT_OPTIONS)
-	$(BIN)/python -m monai.bundle run inferring --config_file $(CT)/inference.yaml --image_size 64 \
-		--ckpt_dir $(CT_RESULT) --input $(CT_DATA)/raw/img --output_dir $(CT_RESULT)/predictions
-	@echo "Phantoms, not patient data. Table: $(CT_RESULT)/metrics.csv; picture: $(CT_RESULT)/overview.png;" \
-		"masks: $(CT_RESULT)/predictions"
+	$(call demo,cmunext_busi,busi,images,128,20)
+	$(call demo,vmunet_isic,isic17,val/images,64,40)
+	$(call demo,vmunet_synapse,synapse,raw/img,64,20)
+	@echo "Demo data, not patient data. In results/demo/*: metrics.csv, summary.json, overview.png and predictions/"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
