@@ -1,10 +1,12 @@
 """What the bundles' training loops share beyond MONAI's handlers: precision, progress, checkpoints, processes."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import ignite.distributed as idist
@@ -115,7 +117,7 @@ def poly_schedule(optimizer: Optimizer, steps: int, power: float = 0.9) -> Lambd
 
     The schedule of CMUNeXt's training (arXiv 2308.01239), to be stepped after each step.
     """
-    return LambdaLR(optimizer, lambda step: (1 - max(step - 1, 0) / steps) ** power)
+    return LambdaLR(optimizer, lambda step: max(1 - max(step - 1, 0) / steps, 0.0) ** power)
 
 
 class Checkpoints:
@@ -163,14 +165,15 @@ class Checkpoints:
 
     def _score(self, engine: Engine, trainer: Engine, metric: str, sign: float) -> None:
         score = sign * float(engine.state.metrics[metric])
-        if self.best is None or score > self.best:
+        # a network whose score is not a number is never the best
+        if score > (-math.inf if self.best is None else self.best):
             self.best, self.since_best = score, 0
             self._save(self.network.state_dict(), "model.pt")
             logger.info(f"best {metric} so far, {sign * score:.4f}: saved {self.ckpt_dir / 'model.pt'}")
             return
         self.since_best += 1
-        if self.since_best == self.patience:
-            logger.info(f"no better {metric} in {self.patience} looks: training ends early")
+        if 0 < self.patience <= self.since_best:
+            logger.info(f"no better {metric} in {self.since_best} looks: training ends early")
             trainer.terminate()
 
     def _save_last(self, trainer: Engine) -> None:
@@ -186,12 +189,16 @@ class Checkpoints:
         path = self.ckpt_dir / "last.pt"
         if not path.is_file():
             raise SystemExit(f"{path} does not exist: start without --resume, or name the run's --ckpt_dir")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for name, thing in self.objects.items():
-            thing.load_state_dict(state[name])
-        self.best, self.since_best = state["selection"]["best"], state["selection"]["since_best"]
         max_epochs = trainer.state.max_epochs or 0
-        trainer.load_state_dict(state["trainer"])
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            for name, thing in self.objects.items():
+                thing.load_state_dict(state[name])
+            self.best, self.since_best = state["selection"]["best"], state["selection"]["since_best"]
+            trainer.load_state_dict(state["trainer"])
+        except (RuntimeError, ValueError, TypeError, KeyError, EOFError, UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise SystemExit(f"{path} does not continue this run ({reason}): start without --resume") from error
         trainer.state.max_epochs = max_epochs
         if trainer.state.epoch >= max_epochs:
             raise SystemExit(f"{path} has finished its {trainer.state.epoch} epochs: give a larger --max_epochs")
