@@ -40,5 +40,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
 clean:
 	rm -rf data/demo results/demo

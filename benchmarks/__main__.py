@@ -1,0 +1,63 @@
+"""`python -m benchmarks [vmunet cmunext volume loader]`: measures, writes results/*.json, renews README.md's table."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import RESULTS, write
+
+PARTS = ("vmunet", "cmunext", "volume", "loader")
+README = Path(__file__).parent / "README.md"
+START, END = "<!-- table -->", "<!-- end of table -->"
+
+
+def table() -> str:
+    lines = []
+    for part in PARTS:
+        path = RESULTS / f"{part}.json"
+        if not path.is_file():
+            continue
+        result = json.loads(path.read_text())
+        where = result["machine"]
+        lines += [
+            "",
+            f"`make bench` ({part}): {where['cpu']}, {where['capability']}, {where['threads']} threads,"
+            f" torch {where['torch']}, {where['date']}, commit {where['commit']}",
+            "",
+            "| what | ours | other | ratio | goal |",
+            "|---|---|---|---|---|",
+        ]
+        for row in result["rows"]:
+            at_most = " over " in row["what"] or "share" in row["what"]
+            met = row["ratio"] <= row["goal"] if at_most else row["ratio"] >= row["goal"]
+            values = [f"{row[k]:.4g} {u}" for k, u in (("ms", "ms"), ("mib", "MiB")) if k in row]
+            others = [f"{row[k]:.4g} {u}" for k, u in (("against_ms", "ms"), ("against_mib", "MiB")) if k in row]
+            extra = "".join(f", {k} {row[k]:.5f}" for k in ("iou", "difference") if k in row)
+            goal = f"{'≤' if at_most else '≥'} {row['goal']:g}{'' if met else ', not met'}"
+            lines.append(
+                f"| {row['what']}{extra} | {''.join(values)} | {''.join(others)} | {row['ratio']:.3g} | {goal} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS), help="which (all)")
+    parser.add_argument("--threads", type=int, default=2, help="(%(default)s)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for part in options.parts:
+        rows = importlib.import_module(f"benchmarks.{part}").rows()
+        write(part, rows)
+        for row in rows:
+            print(f"{row['ratio']:8.3g}  (goal {row['goal']:g})  {row['what']}", flush=True)
+    text = README.read_text()
+    before, rest = text.split(START)
+    README.write_text(f"{before}{START}{table()}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""VM-UNet on a CPU, batch 1: native scan against the PyTorch forms, the scan's share of the network, growth, memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.harness import interleaved, peak_memory
+from networks import VMUNet, selective_scan
+from networks.vmunet import SS2D
+
+
+class Floor(SS2D):
+    """SS2D without its core: no projection to delta, B and C, and no scan. What no scan can be faster than."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        d = self.conv2d.in_channels
+        w_x, w_z = self.in_proj.weight.split(d)
+        z = F.linear(x, w_z)
+        x = F.silu(self.conv2d(F.linear(x, w_x).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        return self.out_proj(self.out_norm(x) * F.silu(z))
+
+
+def network(floor: bool = False, backend: str | None = None) -> VMUNet:
+    torch.manual_seed(0)
+    built = VMUNet(scan_backend=backend).eval()
+    if floor:
+        for module in built.modules():
+            if isinstance(module, SS2D):
+                module.__class__ = Floor
+    return built
+
+
+def forward(net: nn.Module, size: int, batch: int = 1, amp: bool = False) -> Callable[[], Tensor]:
+    image = torch.rand(batch, 3, size, size)
+
+    def run() -> Tensor:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            return net(image)
+
+    return run
+
+
+def training_step(net: nn.Module, size: int, batch: int = 1) -> Callable[[], None]:
+    image = torch.rand(batch, 3, size, size)
+    net.train()
+    optimizer = torch.optim.AdamW(net.parameters())
+
+    def run() -> None:
+        optimizer.zero_grad()
+        net(image).square().mean().backward()
+        optimizer.step()
+
+    return run
+
+
+def memory_of_training(floor: bool) -> None:
+    training_step(network(floor), 224, batch=4)()
+
+
+def memory_of_forward(size: int) -> None:
+    forward(network(), size)()
+
+
+def scan() -> list[dict[str, Any]]:
+    """One-dimensional scan, batch 1, 384 channels, L 1024, N 16."""
+    torch.manual_seed(0)
+    u, delta = torch.randn(1, 384, 1024), torch.rand(1, 384, 1024)
+    A, B, C = -torch.rand(384, 16), torch.randn(1, 1, 16, 1024), torch.randn(1, 1, 16, 1024)
+    seconds = interleaved(
+        {
+            backend: lambda backend=backend: selective_scan(u, delta, A, B, C, delta_softplus=True, backend=backend)
+            for backend in ("cpu", "parallel", "reference")
+        }
+    )
+    fastest = min(seconds["parallel"], seconds["reference"])
+    return [row("scan, 384 channels, L 1024, against the faster PyTorch form", seconds["cpu"], fastest, 50)]
+
+
+def inference() -> list[dict[str, Any]]:
+    full, floor = forward(network(), 256), forward(network(floor=True), 256)
+    half = forward(network(), 256, amp=True)
+    quick = interleaved({"network": full, "floor": floor, "bfloat16": half}, rounds=15)
+    slow = interleaved({"reference": forward(network(backend="reference"), 256)}, rounds=1, warm_up=1)
+    with torch.inference_mode():
+        masks = [run() > 0 for run in (full, half)]
+    iou = float((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
+    return [
+        row("VM-UNet forward, 256², against the reference scan", quick["network"], slow["reference"], 60),
+        row("VM-UNet forward, 256², time over the network without its scan", quick["network"], quick["floor"], 1.4),
+        {
+            **row("VM-UNet forward, 256², bfloat16 against float32", quick["bfloat16"], quick["network"], 1.5),
+            "iou": iou,
+        },
+    ]
+
+
+def training() -> list[dict[str, Any]]:
+    seconds = interleaved({"forward": forward(network(), 256), "step": training_step(network(), 256)}, rounds=7)
+    small = interleaved({"step": training_step(network(), 96)}, rounds=7)
+    slow = interleaved({"step": training_step(network(backend="reference"), 96)}, rounds=1, warm_up=0)
+    memory = {floor: peak_memory(memory_of_training, floor) for floor in (False, True)}
+    return [
+        row("VM-UNet training step, 256², time over the forward", seconds["step"], seconds["forward"], 4),
+        row("VM-UNet training step, 96², against autograd through the reference", small["step"], slow["step"], 100),
+        memory_row(
+            "VM-UNet training step, 224², batch 4, peak memory over the network without its scan", *memory.values(), 2
+        ),
+    ]
+
+
+def growth() -> list[dict[str, Any]]:
+    net = network()
+    seconds = interleaved({str(size): forward(net, size) for size in (256, 512)}, rounds=7)
+    memory = {size: peak_memory(memory_of_forward, size) - peak_memory(memory_of_forward, 32) for size in (256, 512)}
+    return [
+        row("VM-UNet forward, 512² time over 256²", seconds["512"], seconds["256"], 4.6),
+        memory_row("VM-UNet forward, 512² extra memory over 256²", memory[512], memory[256], 4.5),
+    ]
+
+
+def row(what: str, ours: float, other: float, goal: float) -> dict[str, Any]:
+    """`goal` is a least speed-up where the row compares "against", a greatest ratio where it says "over"."""
+    ratio = ours / other if " over " in what else other / ours
+    return {"what": what, "ms": 1e3 * ours, "against_ms": 1e3 * other, "ratio": ratio, "goal": goal}
+
+
+def memory_row(what: str, ours: float, other: float, goal: float) -> dict[str, Any]:
+    return {"what": what, "mib": ours, "against_mib": other, "ratio": ours / other, "goal": goal}
+
+
+def rows() -> list[dict[str, Any]]:
+    return scan() + inference() + training() + growth()
