@@ -1,0 +1,69 @@
+"""A volume of 148×512×512 through `SliceToVolume`: what is not the network, and peak memory."""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness import peak_memory
+from evaluation import SliceToVolume
+from networks import CMUNeXt, VMUNet, cmunext_s
+
+SHAPE = (1, 1, 148, 512, 512)
+
+
+class Timed(nn.Module):
+    """A network that adds up its own seconds."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.seconds = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = time.perf_counter()
+        y = self.network(x)
+        self.seconds += time.perf_counter() - start
+        return y
+
+
+def build(name: str) -> VMUNet | CMUNeXt:
+    torch.manual_seed(0)
+    return (VMUNet(out_channels=9) if name == "VM-UNet" else cmunext_s(1, 9)).eval()
+
+
+def infer(name: str) -> tuple[float, float]:
+    """Seconds in all, and of the network."""
+    network = Timed(build(name))
+    volume = torch.rand(SHAPE)
+    inferer = SliceToVolume((224, 224))
+    inferer(volume[:, :, :16], network)
+    network.seconds = 0.0
+    start = time.perf_counter()
+    inferer(volume, network)
+    return time.perf_counter() - start, network.seconds
+
+
+def rows() -> list[dict[str, Any]]:
+    found = []
+    for name, goal in (("CMUNeXt-S", 0.08), ("VM-UNet", 0.03)):
+        total, of_network = infer(name)
+        rest = total - of_network
+        found += [
+            {
+                "what": f"volume 148×512×512 with {name}: share that is not the network",
+                "ms": 1e3 * rest,
+                "against_ms": 1e3 * total,
+                "ratio": rest / total,
+                "goal": goal,
+            },
+            {
+                "what": f"volume 148×512×512 with {name}: share of 3 GiB that memory peaks at, volume included",
+                "mib": (memory := peak_memory(infer, name)),
+                "against_mib": 3072,
+                "ratio": memory / 3072,
+                "goal": 1,
+            },
+        ]
+    return found
