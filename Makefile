@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SCAN := $(wildcard networks/selective_scan/*.c networks/selective_scan/*.h)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo busi test lint bench clean
 
 $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(SCAN)
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,22 @@ demo: $(INSTALLED)
 	$(call demo,vmunet_isic,isic17,val/images,64,40)
 	$(call demo,vmunet_synapse,synapse,raw/img,64,20)
 	@echo "Demo data, not patient data. In results/demo/*: metrics.csv, summary.json, overview.png and predictions/"
+
+# CMUNeXt's recipe on each of the three BUSI splits, then mean ± sd beside the published row. BUSI_OPTIONS are overrides.
+BUSI_DATA := data/busi
+BUSI_RESULT := results/busi
+BUSI_OPTIONS :=
+FOLDS := 1 2 3
+
+busi: $(INSTALLED)
+	set -e; for fold in $(FOLDS); do \
+		options="--fold $$fold --dataset_dir $(BUSI_DATA) --ckpt_dir $(BUSI_RESULT)/fold$$fold \
+			--log_dir $(BUSI_RESULT)/fold$$fold/runs --output_dir $(BUSI_RESULT)/fold$$fold $(BUSI_OPTIONS)"; \
+		$(RUN) training --config_file bundles/cmunext_busi/configs/train.yaml $$options; \
+		$(RUN) evaluating $$options \
+			--config_file "['bundles/cmunext_busi/configs/train.yaml','bundles/cmunext_busi/configs/evaluate.yaml']"; \
+	done
+	$(BIN)/python -m evaluation.folds $(FOLDS:%=$(BUSI_RESULT)/fold%) --output $(BUSI_RESULT)/folds.json
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -1,0 +1,96 @@
+"""`python -m evaluation.folds DIR DIR …`: mean ± sd over runs, as on several splits, beside the published row.
+
+Each DIR holds the `summary.json` of one evaluation of single images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.report import LINE_LENGTH, Group, grid, plus_minus, replacing, spread
+from evaluation.scores import METRICS
+
+PROTOCOLS = ("per image", "pooled")
+SPREAD = "± is the sample standard deviation (n − 1) over the runs, each counting once, and N their number."
+
+
+def summarise(folders: Sequence[Path]) -> dict[str, Any]:
+    """What the runs in `folders` have in common, and {protocol: {metric: mean, sd and n over the runs}}.
+
+    Raises ValueError naming the folder whose summary is missing, unreadable, or of another evaluation than the first.
+    """
+    summaries = [_read(folder) for folder in folders]
+    first = summaries[0]
+    for folder, summary in zip(folders, summaries, strict=True):
+        for key in ("classes", "selection", "published"):
+            if summary[key] != first[key]:
+                raise ValueError(f"{folder}: {key} {summary[key]!r} differs from {first[key]!r} of {folders[0]}")
+    protocols = {}
+    for name in PROTOCOLS:
+        means = [summary["protocols"][name]["mean_of_classes"] for summary in summaries]
+        metrics = {metric: spread(mean[metric] for mean in means) for metric in METRICS if metric in means[0]}
+        protocols[name] = {"rules": first["protocols"][name]["rules"], "metrics": metrics}
+    runs = [
+        {"folder": str(folder), "title": summary["title"], "cases": summary["cases"]}
+        for folder, summary in zip(folders, summaries, strict=True)
+    ]
+    common = {key: first[key] for key in ("classes", "selection", "published")}
+    return {"runs": runs, **common, "spread": SPREAD, "unit": "fraction", "protocols": protocols}
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary for a terminal, in per cent."""
+    heading = f"{len(summary['runs'])} runs; model selected by: {summary['selection']}"
+    lines = [f"  {run['folder']}: {run['title']}, {run['cases']} cases" for run in summary["runs"]]
+    groups: list[Group] = [("", [("metric", list(METRICS.values()))])]
+    for name, result in summary["protocols"].items():
+        values = [result["metrics"].get(key) for key in METRICS]
+        cells = [plus_minus(value["mean"], value["sd"], 100) if value else "" for value in values]
+        groups.append((name, [("mean ± sd", cells), ("N", [str(value["n"]) if value else "" for value in values])]))
+    published = summary["published"]
+    if published and len(summary["classes"]) == 1:
+        known = [
+            plus_minus(published.get(key), published.get(f"{key}_sd")) if key in published else "" for key in METRICS
+        ]
+        groups.append((published.get("name", "published"), [("", known)]))
+    notes = [f"{name}: {result['rules']}." for name, result in summary["protocols"].items()]
+    wrapped = [textwrap.fill(note, LINE_LENGTH, subsequent_indent="  ") for note in [SPREAD, *notes]]
+    return "\n".join(["", heading, *lines, "", grid(groups), "", *wrapped])
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist: evaluate that run first, with this --output_dir") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a readable summary ({error})") from error
+    if not set(PROTOCOLS) <= set(summary.get("protocols", ())):
+        raise ValueError(f"{path}: no summary of an evaluation of single images")
+    return summary
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.folds", description=__doc__.partition("\n")[0])
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folder with the summary.json of one run")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the numbers there, as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        summary = summarise(options.folders)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(table(summary))
+    if options.output:
+        with replacing(options.output) as path:
+            path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
