@@ -1,0 +1,192 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from transforms import PICTURE_SUFFIXES, DatasetError, find_files, image_split, synapse_split
+from transforms.datasets import _draw
+
+NAMES = [f"{index:02d}" for index in range(10)]
+Files = Callable[..., Path]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """Makes empty files: only names matter for splits."""
+
+    def make(*names: str) -> Path:
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        return tmp_path
+
+    return make
+
+
+def stems(items: list[dict[str, str]]) -> list[str]:
+    for item in items:
+        assert Path(item["label"]).name.startswith(Path(item["image"]).stem)
+    return [Path(item["image"]).stem for item in items]
+
+
+def test_dermoscopy_layout(files: Files) -> None:
+    root = files(*(f"train/images/{n}.jpg" for n in NAMES), *(f"train/masks/{n}.png" for n in NAMES))
+    files("val/images/b.jpg", "val/images/a.jpg", "val/masks/a_segmentation.png", "val/masks/b_segmentation.png")
+    parts = image_split(root, val_fraction=0.3)
+    assert stems(parts["test"]) == ["a", "b"]
+    assert len(parts["validation"]) == 3
+    assert sorted(stems(parts["train"]) + stems(parts["validation"])) == NAMES
+
+
+def test_ultrasound_lists_choose_and_order_the_images(files: Files) -> None:
+    root = files(*(f"images/{n}.png" for n in NAMES), *(f"masks/0/{n}.png" for n in NAMES))
+    for fold, cut in ((1, 7), (2, 4)):
+        (root / f"busi_train{fold}.txt").write_text("\n".join(NAMES[:cut][::-1]) + "\n\n")
+        (root / f"busi_val{fold}.txt").write_text("\n".join(NAMES[cut:]))
+    parts = image_split(root, fold=2, selection="paper")
+    assert stems(parts["train"]) == NAMES[:4][::-1]
+    assert stems(parts["test"]) == NAMES[4:]
+    assert parts["validation"] == parts["test"]
+    assert str(root / "masks/0/00.png") in {item["label"] for item in parts["train"]}
+    with pytest.raises(DatasetError, match=r"no train and val list for --fold 3; there are busi_train1\.txt, busi_tr"):
+        image_split(root, fold=3)
+    (root / "busi_val1.txt").write_text("99\n")
+    with pytest.raises(DatasetError, match="99 is listed but .*images has no such picture"):
+        image_split(root, fold=1)
+
+
+def test_own_folder_pairs_by_stem_whatever_the_suffixes(files: Files) -> None:
+    images = ("a.PNG", "b.jpg", "c.tif", "d.bmp", "e.jpeg", "f.tiff", "g.png", "h.png", "i.x.png", "j_1.png")
+    masks = ("a_mask.png", "b_segmentation.PNG", "c.bmp", "d.png", "e_mask.tif", "f.png", "g.png", "h.png", "i.x.png",
+             "j_1_mask.png")  # fmt: skip
+    root = files(*(f"images/{n}" for n in images), *(f"masks/{n}" for n in masks))
+    files("images/.DS_Store", "images/._a.png", "images/notes.txt", "masks/no_partner.png")
+    parts = image_split(root)
+    found = {
+        Path(i["image"]).name: Path(i["label"]).name for part in ("train", "validation", "test") for i in parts[part]
+    }
+    assert found == dict(zip(images, masks, strict=True))
+    assert [len(parts[part]) for part in ("train", "validation", "test")] == [6, 1, 3]
+    assert image_split(root) == parts
+    assert image_split(root, seed=1) != parts
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"holds no images to train on .*python -m prepare busi --raw DIR.*prepare isic.*prepare demo"),
+        (["images/a.png"], r"masks is missing"),
+        (["images/a.png", "masks/b.png"], r"images.a\.png has no mask in .*masks \(1 such"),
+        (["images/a.txt", "masks/a.png"], r"images holds no picture \(\.png"),
+        (["images/a.png", "images/a.jpg", "masks/a.png"], r"a\.jpg and .*a\.png have the same name"),
+        (
+            ["images/a.png", "masks/a.png", "masks/a_mask.png"],
+            r"a\.png and .*a_mask\.png are masks of the same picture",
+        ),
+        (["images/a.png", "masks/a.png"], r"a share of 0\.3 of the 1 images"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_one_line(files: Files, names: list[str], message: str) -> None:
+    with pytest.raises(DatasetError, match=message) as caught:
+        image_split(files(*names))
+    assert "\n" not in str(caught.value)
+
+
+def test_selection_and_share_are_checked(files: Files) -> None:
+    root = files(*(f"{kind}/{n}.png" for n in NAMES for kind in ("images", "masks")))
+    with pytest.raises(DatasetError, match="selection must be one of holdout, paper, not 'best'"):
+        image_split(root, selection="best")
+    with pytest.raises(DatasetError, match="a share of 1 of the 7 images"):
+        image_split(root, val_fraction=1)
+
+
+@given(count=st.integers(2, 60), share=st.floats(0.01, 0.99), seed=st.integers(0, 9))
+def test_a_draw_parts_the_pairs_and_leaves_some_on_both_sides(count: int, share: float, seed: int) -> None:
+    pairs = [{"image": str(index), "label": str(index)} for index in range(count)]
+    drawn, rest = _draw(pairs, share, seed, Path("x"))
+    assert drawn
+    assert rest
+    assert abs(len(drawn) - share * count) <= 1
+    assert sorted(drawn + rest, key=pairs.index) == pairs
+    for part in (drawn, rest):
+        assert part == sorted(part, key=pairs.index)
+
+
+def test_find_files(files: Files) -> None:
+    root = files("b.png", "a.JPG", "c.txt", ".d.png", "sub/e.png")
+    assert [Path(item["image"]).name for item in find_files(root, PICTURE_SUFFIXES)] == ["a.JPG", "b.png"]
+    assert find_files(root / "b.png", PICTURE_SUFFIXES) == [{"image": str(root / "b.png")}]
+    with pytest.raises(DatasetError, match=r"c\.txt is or holds no \.png"):
+        find_files(root / "c.txt", PICTURE_SUFFIXES)
+    with pytest.raises(DatasetError, match=r"nowhere does not exist: give a file or a folder of them as --input"):
+        find_files(root / "nowhere", PICTURE_SUFFIXES)
+    files("b.tif")
+    with pytest.raises(DatasetError, match=r"b\.png and .*b\.tif would give results of the same name"):
+        find_files(root, PICTURE_SUFFIXES)
+
+
+def test_volumes_are_known_by_their_longest_suffix(files: Files) -> None:
+    root = files("a.nii.gz", "b.nii", "c.npy.h5")
+    suffixes = [".nii", ".nii.gz", ".h5", ".hdf5"]
+    assert len(find_files(root, suffixes)) == 3
+    files("a.nii")
+    with pytest.raises(DatasetError, match=r"a\.nii and .*a\.nii\.gz would give"):
+        find_files(root, suffixes)
+
+
+@pytest.fixture
+def synapse(files: Files) -> Path:
+    slices = [f"case{case:04d}_slice{index:03d}" for case in (5, 6, 7, 9) for index in (2, 0, 1)]
+    root = files(*(f"train_npz/{name}.npz" for name in slices), "test_vol_h5/case0001.npy.h5")
+    (root / "lists/lists_Synapse").mkdir(parents=True)
+    (root / "lists/lists_Synapse/train.txt").write_text("\n".join(slices))
+    (root / "lists/lists_Synapse/test_vol.txt").write_text("case0001\n")
+    return root
+
+
+def test_whole_cases_are_held_out_with_their_slices_in_order(synapse: Path) -> None:
+    parts = synapse_split(synapse, val_cases=["case0006"])
+    (case,) = parts["validation"]
+    assert [Path(file).stem for file in case["image"]] == [f"case0006_slice00{index}" for index in range(3)]
+    assert case["label"] == case["image"]
+    training = {Path(item["image"]).stem for item in parts["train"]}
+    assert {name[:8] for name in training} == {"case0005", "case0007", "case0009"}
+    assert len(training) == 9
+    assert [Path(item["image"]).name for item in parts["test"]] == ["case0001.npy.h5"]
+    drawn = [synapse_split(synapse, 2, seed=seed)["validation"] for seed in range(6)]
+    assert {len(cases) for cases in drawn} == {2}
+    assert len({str(cases) for cases in drawn}) > 1
+    paper = synapse_split(synapse, selection="paper")
+    assert len(paper["train"]) == 12
+    assert paper["validation"] == []
+
+
+def test_what_is_wrong_with_synapse_data_is_one_line(synapse: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.raises(DatasetError, match=r"4 of the 4 training cases .* give another --val_cases"):
+        synapse_split(synapse, 4)
+    with pytest.raises(DatasetError, match="val_cases case0001 are no training cases"):
+        synapse_split(synapse, ["case0001"])
+    (synapse / "train_npz/case0005_slice001.npz").unlink()
+    with pytest.raises(DatasetError, match=r"case0005_slice001\.npz is listed but missing"):
+        synapse_split(synapse, 1, selection="paper")
+    with pytest.raises(DatasetError, match="holds no prepared Synapse data"):
+        synapse_split(tmp_path_factory.mktemp("empty"))
+
+
+def test_a_dataset_error_ends_the_program_with_its_message() -> None:
+    assert issubclass(DatasetError, SystemExit)
+    assert DatasetError("one line").code == "one line"
+
+
+def test_masks_are_the_pictures_own(tmp_path: Path) -> None:
+    for index, name in enumerate(("benign (1)", "benign (10)", "benign (2)"), 1):
+        for folder in ("images", "masks/0"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4), index, np.uint8)).save(tmp_path / folder / f"{name}.png")
+    parts = image_split(tmp_path, val_fraction=0.5)
+    for item in [*parts["train"], *parts["validation"], *parts["test"]]:
+        assert np.array_equal(*(np.asarray(Image.open(file)) for file in (item["image"], item["label"])))
