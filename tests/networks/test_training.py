@@ -1,0 +1,247 @@
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from torch import nn
+
+from networks import training
+from networks.training import Autocast, Bar, Checkpoints, RunLog, flag, load_or_exit, poly_schedule, prepare_network
+
+BATCHES = [None] * 3
+
+
+class Run:
+    """A trainer that moves one weight a step, scored after each epoch by an evaluator that follows `scores`."""
+
+    def __init__(
+        self, folder: Path, scores: list[float], lowest: bool = False, epochs: int = 0, **options: Any
+    ) -> None:
+        self.network = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.network.weight)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1.0, momentum=0.5)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.5)
+        self.trainer, self.evaluator = Engine(self.step), Engine(lambda engine, batch: None)
+        self.trainer.state.max_epochs = epochs or len(scores)
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: self.scheduler.step())
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: self.evaluator.run([None]))
+        self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.score)
+        self.scores, self.lowest = scores, lowest
+        others = {"optimizer": self.optimizer, "lr_scheduler": self.scheduler}
+        self.checkpoints = Checkpoints(folder, self.network, others, **options)
+
+    def step(self, engine: Engine, batch: None) -> None:
+        self.optimizer.zero_grad()
+        self.network(-torch.ones(1, 1)).sum().backward()
+        self.optimizer.step()
+
+    def score(self, engine: Engine) -> None:
+        engine.state.metrics["score"] = self.scores[self.trainer.state.epoch - 1]
+
+    def __call__(self) -> "Run":
+        self.checkpoints.attach(self.trainer, self.evaluator, "score", self.lowest)
+        self.trainer.run(BATCHES, max_epochs=self.trainer.state.max_epochs)
+        return self
+
+    @property
+    def weight(self) -> float:
+        return self.network.weight.item()
+
+
+def saved(path: Path) -> Any:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize(("lowest", "best_epoch"), [(False, 3), (True, 2)])
+def test_the_best_epoch_is_kept_beside_the_last(tmp_path: Path, lowest: bool, best_epoch: int) -> None:
+    scores = [0.5, 0.2, 0.9, 0.9, math.nan, 0.4]
+    run = Run(tmp_path / "new", scores, lowest)()
+    until_best = Run(tmp_path / "other", scores[:best_epoch], lowest)()
+    assert saved(tmp_path / "new/model.pt")["weight"].item() == until_best.weight
+    last = saved(tmp_path / "new/last.pt")
+    assert last["model"]["weight"].item() == run.weight
+    assert last["trainer"]["iteration"] == 6 * len(BATCHES)
+    assert last["selection"]["since_best"] == 6 - best_epoch
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["last.pt", "model.pt"]
+
+
+def test_a_network_without_a_score_is_never_the_best(tmp_path: Path) -> None:
+    Run(tmp_path, [math.nan, math.nan])()
+    assert not (tmp_path / "model.pt").exists()
+    assert saved(tmp_path / "last.pt")["selection"] == {"best": None, "since_best": 2}
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 8), (2, 4), (3, 8)])
+def test_training_ends_early_when_patience_does(tmp_path: Path, patience: int, epochs: int) -> None:
+    run = Run(tmp_path, [0.1, 0.5, 0.4, 0.5, 0.6, 0.1, 0.1, 0.7], patience=patience)()
+    assert run.trainer.state.epoch == epochs
+    assert saved(tmp_path / "last.pt")["trainer"]["iteration"] == epochs * len(BATCHES)
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    scores = [0.1, 0.8, 0.5, 0.3, 0.2, 0.9]
+    whole = Run(tmp_path / "whole", scores)()
+    Run(tmp_path / "parts", scores[:3])()
+    resumed = Run(tmp_path / "parts", scores, resume=True, seed=7)()
+    assert torch.initial_seed() == 7 + 3
+    assert resumed.weight == whole.weight
+    for name in ("last.pt", "model.pt"):
+        one, other = (saved(tmp_path / part / name) for part in ("whole", "parts"))
+        assert str(one) == str(other)
+    assert resumed.scheduler.last_epoch == 6
+
+
+def test_patience_counts_across_a_resumption(tmp_path: Path) -> None:
+    scores = [0.9, 0.5, 0.5, 0.5, 0.5, 0.5]
+    Run(tmp_path, scores[:3])()
+    assert Run(tmp_path, scores, resume=True, patience=3)().trainer.state.epoch == 4
+    # a smaller patience that has run out already
+    assert Run(tmp_path, scores, resume=True, patience=1)().trainer.state.epoch == 5
+
+
+def test_what_cannot_be_resumed_is_one_line(tmp_path: Path) -> None:
+    def message(**options: Any) -> str:
+        with pytest.raises(SystemExit) as caught:
+            Run(tmp_path, [0.1, 0.2], resume=True, **options)()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    path = tmp_path / "last.pt"
+    assert message() == f"{path} does not exist: start without --resume, or name the run's --ckpt_dir"
+    Run(tmp_path, [0.1, 0.2])()
+    assert message() == f"{path} has finished its 2 epochs: give a larger --max_epochs"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "does not continue this run" in message(epochs=5)
+    path.write_bytes(b"")
+    assert "does not continue this run" in message(epochs=5)
+    torch.save(nn.Linear(3, 1).state_dict(), path)
+    assert "does not continue this run ('model'): start without --resume" in message(epochs=5)
+    torch.save({"model": nn.Linear(3, 1).state_dict()}, path)
+    assert "does not continue this run (Error(s) in loading state_dict for Linear:)" in message(epochs=5)
+
+
+class Unsaveable:
+    def __reduce__(self) -> Any:
+        raise RuntimeError("the disk is full")
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    training.save_atomically({"a": torch.ones(2)}, tmp_path / "x.pt")
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        training.save_atomically({"a": torch.zeros(2), "b": Unsaveable()}, tmp_path / "x.pt")
+    assert saved(tmp_path / "x.pt")["a"].tolist() == [1, 1]
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
+def test_published_poly_schedule() -> None:
+    steps = 50
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
+    schedule = poly_schedule(optimizer, steps)
+    used, published, lr = [], [], 0.01
+    for i in range(steps):
+        published.append(lr)
+        lr = 0.01 * (1 - i / steps) ** 0.9
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert used == pytest.approx(published, rel=1e-12)
+    assert used[:2] == [0.01, 0.01]
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0
+
+
+class SeesPlainTensors(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not isinstance(x, MetaTensor)
+        self.autocast = torch.is_autocast_enabled("cpu")
+        y = self.layer(x)
+        self.dtype = y.dtype
+        return y
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [(None, torch.float32), ("bfloat16", torch.bfloat16)])
+def test_autocast_keeps_metadata_and_returns_float32(amp: str | None, dtype: torch.dtype) -> None:
+    network = SeesPlainTensors()
+    prepared = prepare_network(network, torch.device("cpu"), amp)
+    image = MetaTensor(torch.randn(2, 3), meta={"filename_or_obj": "a.png"})
+    image.is_batch = True
+    out = prepared(image)
+    assert network.dtype == dtype
+    assert network.autocast == (amp is not None)
+    assert out.dtype == torch.float32
+    assert out.meta["filename_or_obj"] == "a.png"
+    assert out.is_batch
+    plain = prepared(image.as_tensor())
+    assert type(plain) is torch.Tensor
+    torch.testing.assert_close(plain, network.layer(image.as_tensor()), atol=0.05 if amp else 0, rtol=0)
+
+
+def test_gradients_pass_autocast() -> None:
+    network = nn.Linear(3, 1)
+    Autocast(network, "bfloat16")(MetaTensor(torch.ones(1, 3))).sum().backward()
+    assert network.weight.grad is not None
+    assert network.weight.grad.tolist() == [[1, 1, 1]]
+
+
+@pytest.mark.parametrize(("given", "meant"), [(True, True), (False, False), ("true", True), ("False", False)])
+def test_a_switch_may_come_as_a_word(given: bool | str, meant: bool) -> None:
+    assert flag(given) is meant
+
+
+def test_another_word_is_no_switch() -> None:
+    with pytest.raises(SystemExit, match="expected true or false, not 'yes'"):
+        flag("yes")
+
+
+def test_weights_are_loaded_or_the_program_ends_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network, path = nn.Linear(2, 2), tmp_path / "model.pt"
+    caplog.set_level(logging.INFO)
+    assert load_or_exit(network, None) is network
+    assert "random" in caplog.text
+    with pytest.raises(SystemExit, match=r"no weight file .*model\.pt: train first, or name a checkpoint as --ckpt_pa"):
+        load_or_exit(network, path)
+    torch.save(nn.Linear(2, 3).state_dict(), path)
+    with pytest.raises(SystemExit, match=r"model\.pt.*mis-shaped") as caught:
+        load_or_exit(network, path)
+    assert "\n" not in str(caught.value)
+    other = nn.Linear(2, 2)
+    torch.save(other.state_dict(), path)
+    assert torch.equal(load_or_exit(network, path).weight, other.weight)
+    assert "2 of 2 tensors matched" in caplog.text
+
+
+def test_processes_are_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit, match="multi_gpu.yaml runs under torchrun --standalone --nproc_per_node=N"):
+        training.start_process_group()
+
+
+def test_one_process_shares_nothing() -> None:
+    assert training.shared_sampler([1, 2]) is None
+    assert training.is_first_process()
+
+
+def test_the_log_says_what_is_trained_and_how_long_it_takes(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    trainer = Engine(lambda engine, batch: [{"loss": 4}])
+    Bar().attach(trainer)
+    RunLog(nn.Linear(999, 1000), "cpu", "7 images").attach(trainer)
+    trainer.run([None] * 4, max_epochs=3)
+    first, second = (record.message for record in caplog.records if record.name == training.__name__)
+    assert first == "Linear (1.00 M parameters) on cpu. 7 images"
+    assert second.endswith("s per step, 4 steps per epoch, about 0 min for 2 epochs")
+    assert "loss=4" in capsys.readouterr().err
