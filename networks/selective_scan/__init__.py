@@ -12,6 +12,7 @@ channel, G groups that share B and C, L positions, R rank of Δ.
 import functools
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -22,15 +23,16 @@ from . import cpu, cuda, parallel, reference
 
 __all__ = ["available_backends", "default_backend", "selective_scan", "selective_scan_2d"]
 
-# Best first on each kind of device; `parallel` and `reference` follow on all of them.
-_PREFERRED: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda",)}
-_MODULES: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "parallel": parallel, "reference": reference}
+# Best first. A native backend names its DEVICE, and says by unavailable() why it cannot be used, "" if it can.
+_NATIVE: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda}
+_EVERYWHERE: dict[str, ModuleType] = {"parallel": parallel, "reference": reference}
 
 
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """The backends that can be used on `device`, best first."""
-    preferred = _PREFERRED.get(torch.device(device).type, ())
-    return *(name for name in preferred if not _MODULES[name].unavailable()), "parallel", "reference"
+    kind = torch.device(device).type
+    native = (name for name, module in _NATIVE.items() if kind == module.DEVICE and not module.unavailable())
+    return *native, *_EVERYWHERE
 
 
 def default_backend(device: torch.device | str) -> str:
@@ -44,24 +46,31 @@ def _warn_once(message: str) -> None:
 
 
 @torch.compiler.assume_constant_result
-def _choose(backend: str | None, device: str) -> str:
+def _choose(backend: str | None, kind: str) -> str:
     """The backend for a kind of device: the best one, or the one asked for, which raises where it cannot be used."""
     if backend is None:
-        chosen = default_backend(device)
-        if device == "cpu" and chosen != "cpu":
-            _warn_once(
-                f"{cpu.unavailable()}; until then the selective scan runs in plain PyTorch, some 50 times slower"
-            )
+        chosen = default_backend(kind)
+        missing = [module.unavailable() for module in _NATIVE.values() if kind == module.DEVICE]
+        if chosen in _EVERYWHERE and missing:
+            _warn_once(f"{'; '.join(missing)}. Until then the selective scan runs in plain PyTorch, many times slower")
         return chosen
-    if backend not in _MODULES:
-        raise ValueError(f"unknown selective scan backend {backend!r}; known are {', '.join(_MODULES)}")
-    if backend not in available_backends(device):
-        if backend in _PREFERRED.get(device, ()):
-            raise RuntimeError(_MODULES[backend].unavailable())
-        raise ValueError(
-            f"backend {backend!r} does not run on {device}; there are {', '.join(available_backends(device))}"
-        )
+    if backend not in _NATIVE | _EVERYWHERE:
+        raise ValueError(f"unknown selective scan backend {backend!r}; known are {', '.join(_NATIVE | _EVERYWHERE)}")
+    if backend in _NATIVE and _NATIVE[backend].unavailable():
+        raise RuntimeError(_NATIVE[backend].unavailable())
+    if backend not in available_backends(kind):
+        known = ", ".join(available_backends(kind))
+        raise ValueError(f"selective scan backend {backend!r} does not run on {kind}; there are {known}")
     return backend
+
+
+def _module(backend: str | None, device: torch.device) -> ModuleType:
+    return (_NATIVE | _EVERYWHERE)[_choose(backend, device.type)]
+
+
+def _float32(kind: str) -> AbstractContextManager[Any]:
+    """Autocast switched off, on devices that have it."""
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 @functools.cache
@@ -122,7 +131,7 @@ def selective_scan(
     if torch.jit.is_scripting():
         return parallel.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
     else:
-        with torch.autocast(u.device.type, enabled=False):
+        with _float32(u.device.type):
             if torch.jit.is_tracing():
                 return _scripted("selective_scan")(u, delta, A, B, C, D, delta_bias, delta_softplus)
             if torch.compiler.is_exporting():
@@ -144,8 +153,7 @@ def selective_scan(
                 "delta_bias": (delta_bias, (channels,)),
             }
             _check("u", expected)
-            module = _MODULES[_choose(backend, u.device.type)]
-            return module.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+            return _module(backend, u.device).selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
 
 
 def selective_scan_2d(
@@ -180,7 +188,7 @@ def selective_scan_2d(
     if torch.jit.is_scripting():
         return parallel.selective_scan_2d(x, x_dbl, dt_weight, A, D, dt_bias)
     else:
-        with torch.autocast(x.device.type, enabled=False):
+        with _float32(x.device.type):
             if torch.jit.is_tracing():
                 return _scripted("selective_scan_2d")(x, x_dbl, dt_weight, A, D, dt_bias)
             if torch.compiler.is_exporting():
@@ -200,5 +208,4 @@ def selective_scan_2d(
                 "dt_bias": (dt_bias, (4, channels)),
             }
             _check("x", expected)
-            module = _MODULES[_choose(backend, x.device.type)]
-            return module.selective_scan_2d(x, x_dbl, dt_weight, A, D, dt_bias)
+            return _module(backend, x.device).selective_scan_2d(x, x_dbl, dt_weight, A, D, dt_bias)

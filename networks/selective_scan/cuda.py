@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .directions import from_sequences, to_sequences
 
+DEVICE = "cuda"
 INSTALL = (
     "`pip install --no-build-isolation mamba-ssm causal-conv1d` (needs nvcc or a prebuilt wheel; the development"
     " version builds this kernel only with MAMBA_KEEP_CUDA_BUILD=TRUE)"
@@ -18,20 +19,16 @@ INSTALL = (
 @functools.cache
 def unavailable() -> str:
     """Why the kernel cannot be used and how to get it; empty if it can."""
-    if not torch.cuda.is_available():
-        return "backend 'cuda' needs an NVIDIA GPU and a CUDA build of PyTorch; mamba_ssm's kernel: " + INSTALL
     for module in ("mamba_ssm.ops.selective_scan_interface", "selective_scan_cuda"):
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name == "selective_scan_cuda":
-                return (
-                    f"mamba_ssm is installed without its kernel (no module selective_scan_cuda); install it: {INSTALL}"
-                )
+                return f"mamba_ssm is there without its kernel (no module selective_scan_cuda); install it: {INSTALL}"
             return f"backend 'cuda' is not installed ({error}); install it: {INSTALL}"
         except ImportError as error:
             return f"mamba_ssm's kernel is there but does not load ({error}); install it again: {INSTALL}"
-    return ""
+    return "" if torch.cuda.is_available() else "backend 'cuda' needs an NVIDIA GPU and a CUDA build of PyTorch"
 
 
 def _kernel() -> Any:

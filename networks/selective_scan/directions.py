@@ -24,22 +24,22 @@ def to_sequences(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, state: int) -> tup
     rows = x.reshape(batch, height * width, channels)
     columns = x.transpose(1, 2).reshape(batch, height * width, channels)
     u = torch.stack([rows, columns, rows.flip(1), columns.flip(1)], 1).transpose(2, 3)
-    rows = x_dbl.reshape(batch, height * width, 4, -1)
-    columns = x_dbl.transpose(1, 2).reshape(batch, height * width, 4, -1)
+    rows = x_dbl.reshape(batch, height * width, 4, rank + 2 * state)
+    columns = x_dbl.transpose(1, 2).reshape(batch, height * width, 4, rank + 2 * state)
     projected = torch.stack(
         [rows[:, :, 0], columns[:, :, 1], rows[:, :, 2].flip(1), columns[:, :, 3].flip(1)], 1
     ).transpose(2, 3)
     dt, B, C = torch.split(projected, [rank, state, state], dim=2)
     delta = torch.matmul(dt_weight, dt)
-    return u.reshape(batch, 4 * channels, -1), delta.reshape(batch, 4 * channels, -1), B, C
+    return u.flatten(1, 2), delta.flatten(1, 2), B, C
 
 
 def from_sequences(y: Tensor, height: int, width: int) -> Tensor:
     """Put the four results (B, 4·d, L) back to their positions and sum them: (B, H, W, d)."""
-    batch = y.shape[0]
-    by_direction = y.reshape(batch, 4, -1, height * width)
+    batch, channels = y.shape[0], y.shape[1] // 4
+    by_direction = y.reshape(batch, 4, channels, height * width)
     rows = by_direction[:, 0] + by_direction[:, 2].flip(-1)
     columns = by_direction[:, 1] + by_direction[:, 3].flip(-1)
-    rows = rows.reshape(batch, -1, height, width)
-    columns = columns.reshape(batch, -1, width, height)
+    rows = rows.reshape(batch, channels, height, width)
+    columns = columns.reshape(batch, channels, width, height)
     return (rows + columns.transpose(2, 3)).permute(0, 2, 3, 1)

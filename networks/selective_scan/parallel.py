@@ -46,9 +46,9 @@ def selective_scan(
         chunks = (length + steps - 1) // steps
         doublings = math.ceil(math.log(chunks) / math.log(2))
     else:
-        # Under torch.export the length may be a symbol; these do for every L ≤ 2²².
-        steps, doublings = 64, 16
-        chunks = (length + steps - 1) // steps
+        # Under torch.export the length may be a symbol: these do up to L = 2²¹. Never one chunk, or it stays one.
+        steps, doublings = 32, 16
+        chunks = length // steps + 2
     padding = [0, steps * chunks - length]
     # A padded position has Δ = 0: the state passes unchanged.
     delta = F.pad(delta, padding).reshape(batch, groups, width, chunks, steps)
@@ -60,7 +60,7 @@ def selective_scan(
     deltas = torch.unbind(delta.permute(4, 0, 3, 1, 2).contiguous().unsqueeze(-1))
     inputs = torch.unbind((delta * x).permute(4, 0, 3, 1, 2).contiguous().unsqueeze(-1))
     Bs = torch.unbind(B.permute(5, 0, 4, 1, 2, 3).contiguous())
-    Cs = torch.unbind(C.permute(5, 0, 4, 1, 3, 2).contiguous())
+    Cs = torch.unbind(C.permute(5, 0, 4, 1, 2, 3).contiguous())
 
     h = inputs[0] * Bs[0]
     for t in range(1, steps):
@@ -76,7 +76,7 @@ def selective_scan(
     outputs = []
     for t in range(steps):
         h = torch.exp(deltas[t] * A) * h + inputs[t] * Bs[t]
-        outputs.append(torch.matmul(h, Cs[t]).squeeze(-1))
+        outputs.append((h * Cs[t]).sum(-1))
     y = torch.stack(outputs, -1).permute(0, 2, 3, 1, 4).reshape(batch, channels, chunks * steps)[:, :, :length]
     if D is not None:
         y = y + D.float()[:, None] * u.float()

@@ -24,22 +24,21 @@ def selective_scan(
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     batch, channels, length = u.shape
     groups, state = B.shape[1], A.shape[1]
-    u_ = u.to(dtype).reshape(batch, groups, -1, length)
+    by_group = (batch, groups, channels // groups, length)
     delta = delta.to(dtype)
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)[:, None]
     if delta_softplus:
         delta = F.softplus(delta)
-    delta = delta.reshape(batch, groups, -1, length)
-    A, B, C = A.to(dtype).reshape(groups, -1, state), B.to(dtype), C.to(dtype)
+    x, delta, A = u.to(dtype).reshape(by_group), delta.reshape(by_group), A.to(dtype).reshape(groups, -1, state)
 
-    h = u_.new_zeros(batch, groups, channels // groups, state)
+    h = x.new_zeros(batch, groups, channels // groups, state)
     outputs = []
-    for t in range(length):
-        decay = torch.exp(delta[..., t, None] * A)
-        h = decay * h + (delta[..., t] * u_[..., t])[..., None] * B[:, :, None, :, t]
-        outputs.append((h * C[:, :, None, :, t]).sum(-1))
-    y = torch.stack(outputs, -1).reshape(batch, channels, length)
+    positions = (x.unbind(-1), delta.unbind(-1), B.to(dtype).unbind(-1), C.to(dtype).unbind(-1))
+    for x_t, delta_t, B_t, C_t in zip(*positions, strict=True):
+        h = torch.exp(delta_t[..., None] * A) * h + (delta_t * x_t)[..., None] * B_t[:, :, None]
+        outputs.append((h * C_t[:, :, None]).sum(-1))
+    y = torch.stack(outputs, -1).reshape(u.shape)
     if D is not None:
         y = y + D.to(dtype)[:, None] * u.to(dtype)
     return y.to(u.dtype)
