@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import time
@@ -51,7 +50,7 @@ def interleaved(alternatives: Mapping[str, Callable[[], Any]], rounds: int = 7, 
 
 
 def peak_memory(work: Callable[[Any], Any], argument: Any) -> float:
-    """MiB that `work(argument)` adds at its peak to a process that has imported everything it needs."""
+    """MiB that `work(argument)` adds at its peak to a process that has imported everything it needs (Linux)."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_added_memory, (work, argument, torch.get_num_threads()))
@@ -59,14 +58,16 @@ def peak_memory(work: Callable[[Any], Any], argument: Any) -> float:
 
 def _added_memory(work: Callable[[Any], Any], argument: Any, threads: int) -> float:
     torch.set_num_threads(threads)
-    before = _resident()
+    # writing 5 there resets the peak to what is resident now
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
     work(argument)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return _status("VmHWM") - before
 
 
-def _resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def _status(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 1024
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> None:
