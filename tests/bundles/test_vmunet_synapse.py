@@ -153,7 +153,7 @@ def test_two_processes_train_one_network(options: Callable, bundle_command: Call
 
 
 def test_published_selection_is_labelled(options: Callable, bundle_command: Callable, tmp_path: Path) -> None:
-    options_ = ["--max_epochs", "1", "--selection", "paper", "--amp", "true", *options(tmp_path)]
+    options_ = ["--max_epochs", "1", "--selection", "paper", "--amp_dtype", "bfloat16", *options(tmp_path)]
     log = bundle_command("run training", "--config_file", TRAIN, *options_)
     assert "32 images to train on, model selected by lowest training loss, as published" in log
     assert "best train_loss so far" in log

@@ -10,8 +10,9 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from torch import nn
 
-from networks import training
+from networks import cmunext_s, training
 from networks.training import Autocast, Bar, Checkpoints, RunLog, flag, load_or_exit, poly_schedule, prepare_network
+from tests.golden import fill
 
 BATCHES = [None] * 3
 
@@ -171,26 +172,26 @@ class SeesPlainTensors(nn.Module):
         return y
 
 
-@pytest.mark.parametrize(("amp", "dtype"), [(None, torch.float32), ("bfloat16", torch.bfloat16)])
-def test_autocast_keeps_metadata_and_returns_float32(amp: str | None, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("amp", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_autocast_keeps_metadata_and_returns_float32(amp: str, dtype: torch.dtype) -> None:
     network = SeesPlainTensors()
     prepared = prepare_network(network, torch.device("cpu"), amp)
     image = MetaTensor(torch.randn(2, 3), meta={"filename_or_obj": "a.png"})
     image.is_batch = True
     out = prepared(image)
     assert network.dtype == dtype
-    assert network.autocast == (amp is not None)
+    assert network.autocast == (amp == "bfloat16")
     assert out.dtype == torch.float32
     assert out.meta["filename_or_obj"] == "a.png"
     assert out.is_batch
     plain = prepared(image.as_tensor())
     assert type(plain) is torch.Tensor
-    torch.testing.assert_close(plain, network.layer(image.as_tensor()), atol=0.05 if amp else 0, rtol=0)
+    torch.testing.assert_close(plain, network.layer(image.as_tensor()), atol=0.05 if amp == "bfloat16" else 0, rtol=0)
 
 
 def test_gradients_pass_autocast() -> None:
     network = nn.Linear(3, 1)
-    Autocast(network, "bfloat16")(MetaTensor(torch.ones(1, 3))).sum().backward()
+    Autocast(network, torch.bfloat16)(MetaTensor(torch.ones(1, 3))).sum().backward()
     assert network.weight.grad is not None
     assert network.weight.grad.tolist() == [[1, 1, 1]]
 
@@ -245,3 +246,20 @@ def test_the_log_says_what_is_trained_and_how_long_it_takes(
     assert first == "Linear (1.00 M parameters) on cpu. 7 images"
     assert second.endswith("s per step, 4 steps per epoch, about 0 min for 2 epochs")
     assert "loss=4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("switches", [{"channels_last": True}, {"frozen": True}, {"channels_last": "false"}])
+def test_switches_change_how_not_what(switches: dict) -> None:
+    torch.manual_seed(0)
+    network, image = cmunext_s().eval(), torch.randn(2, 3, 32, 48)
+    fill.fill(network.state_dict())
+    with torch.no_grad():
+        expected = network(image)
+        torch.testing.assert_close(
+            prepare_network(network, torch.device("cpu"), **switches)(image), expected, rtol=1e-3, atol=1e-3
+        )
+
+
+def test_unknown_precision_is_refused() -> None:
+    with pytest.raises(SystemExit, match="amp_dtype must be float32, bfloat16 or auto, not 'half'"):
+        prepare_network(nn.Linear(1, 1), torch.device("cpu"), "half")
