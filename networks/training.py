@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+import re
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,21 +35,23 @@ TIMED_STEPS = 5
 
 
 class Autocast(nn.Module):
-    """Runs `network` under `torch.autocast` on whatever device the image is, and returns float32 (of a float64 network, float64).
+    """Runs `network` under `torch.autocast` on whatever device the image is, and returns float32, or what is wider.
 
-    MONAI's engines autocast on CUDA only; losses and metrics stay outside, in float32. `amp_dtype` "bfloat16" needs no
-    gradient scaler; None leaves the precision alone. The metadata of an image skips the network, where it would cost
-    time at every operation, and is the result's again.
+    MONAI's engines autocast on CUDA only; losses and metrics stay outside, in float32. bfloat16 needs no gradient
+    scaler; float32 leaves the precision alone. The metadata of an image skips the network, where it would cost time at
+    every operation, and is the result's again.
     """
 
-    def __init__(self, network: nn.Module, amp_dtype: str | None) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype, channels_last: bool = False) -> None:
         super().__init__()
         self.network = network
-        self.dtype = getattr(torch, amp_dtype) if amp_dtype else None
+        self.dtype = dtype
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
 
     def forward(self, x: Tensor) -> Tensor:
         plain = x.as_tensor() if isinstance(x, MetaTensor) else x
-        with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        plain = plain.to(memory_format=self.memory_format)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
             y = self.network(plain)
         y = y.to(torch.promote_types(y.dtype, torch.float32))
         return MetaTensor(y).copy_meta_from(x) if isinstance(x, MetaTensor) else y
@@ -266,7 +270,7 @@ def prepare_network(
         network = fold_norms(network)
     network = network.to(device)
     if nhwc:
-        network = network.to(memory_format=torch.channels_last)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if flag(compiled):
         network.compile()
     prepared: nn.Module = Autocast(network, torch.bfloat16 if half else torch.float32, nhwc)
