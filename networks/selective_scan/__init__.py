@@ -3,6 +3,7 @@
 - `reference`: a loop over the positions in PyTorch; slow, obvious, the only one that computes in float64.
 - `parallel`: PyTorch only, no loop over the length; runs everywhere, and is what tracing, scripting and export use.
 - `cpu`: the native kernel, forward and backward, built at installation where there is a C compiler.
+- `triton`: kernels for NVIDIA GPUs, compiled by the Triton that comes with PyTorch.
 - `cuda`: mamba_ssm's kernel, where it is really there.
 
 Symbols: u (or x) input, delta (Δ) step, A state decay, B and C input and output projections, D skip; N states a
@@ -19,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu, cuda, parallel, reference
+from . import cpu, cuda, parallel, reference, triton_scan
 
 __all__ = ["available_backends", "default_backend", "selective_scan", "selective_scan_2d"]
 
-# Best first. A native backend names its DEVICE, and says by unavailable() why it cannot be used, "" if it can.
-_NATIVE: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda}
+# Best first; `triton` before `cuda` because it needs nothing built, `python benchmarks/gpu.py` compares them.
+# A native backend names its DEVICE, and says by unavailable() why it cannot be used, "" if it can.
+_NATIVE: dict[str, ModuleType] = {"cpu": cpu, "triton": triton_scan, "cuda": cuda}
 _EVERYWHERE: dict[str, ModuleType] = {"parallel": parallel, "reference": reference}
 
 

@@ -24,6 +24,9 @@ and C of a position and group one after the other. All states have the channels 
 exp2(Δ A).
 """
 
+# Triton's language, not Python's: the annotations mark compile-time constants.
+# mypy: ignore-errors
+
 import triton
 import triton.language as tl
 
@@ -61,22 +64,6 @@ def _rows(pointers, places, stride, left, mask, TILE: tl.constexpr):
 
 
 @triton.jit
-def _softplus(z):
-    """log(1 + exp(z)), to the last bits also where it is small."""
-    e = tl.exp(-tl.abs(z))
-    series = e * (1 - e * (1 / 2 - e * (1 / 3 - e * (1 / 4 - e * (1 / 5 - e * (1 / 6 - e * (1 / 7)))))))
-    return tl.maximum(z, 0.0) + tl.where(e < 0.1, series, tl.log(1 + e))
-
-
-@triton.jit
-def _softplus_slope(delta):
-    """The derivative of softplus from its value, 1 − exp(−softplus), to the last bits also where it is small."""
-    d = delta
-    series = d * (1 - d * (1 / 2) * (1 - d * (1 / 3) * (1 - d * (1 / 4) * (1 - d * (1 / 5) * (1 - d * (1 / 6))))))
-    return tl.where(d < 0.25, series, 1 - tl.exp(-d))
-
-
-@triton.jit
 def _deltas(
     delta,
     projected,
@@ -92,16 +79,19 @@ def _deltas(
     SOFTPLUS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Δ at a tile's positions, read or, of rank R > 0, computed from its low-rank factors; zero where none is left.
+    """Δ at a tile's positions, read or, of rank R > 0, computed from its low-rank factors.
 
-    With Δ = 0 a position leaves every state as it is.
+    Where no position is left Δ is zero, which leaves every state as it is.
     """
     if RANK == 0:
-        raw = _rows(delta, places, stride, left, mask, TILE)
+        rows = _rows(delta, places, stride, left, mask, TILE)
+        raw = ()
+        for i in tl.static_range(TILE):
+            raw = raw + (rows[i] + bias,)
     else:
         raw = ()
         for _ in tl.static_range(TILE):
-            raw = raw + (tl.zeros_like(bias),)
+            raw = raw + (bias,)
         for r in range(RANK):
             row = tl.load(weight + r * channels, mask=mask, other=0.0)
             added = ()
@@ -110,9 +100,12 @@ def _deltas(
             raw = added
     deltas = ()
     for i in tl.static_range(TILE):
-        value = raw[i] + bias
+        value = raw[i]
         if SOFTPLUS:
-            value = _softplus(value)
+            # max(z, 0) + log(1 + e); of small e the series, because 1 + e has lost its last bits.
+            e = tl.exp(-tl.abs(value))
+            series = e * (1 - e * (1 / 2 - e * (1 / 3 - e * (1 / 4 - e * (1 / 5 - e * (1 / 6 - e * (1 / 7)))))))
+            value = tl.maximum(value, 0.0) + tl.where(e < 0.1, series, tl.log(1 + e))
         deltas = deltas + (tl.where(i < left, value, 0.0),)
     return deltas
 
@@ -135,7 +128,7 @@ def _square(n, c, channels):
     return tl.max_contiguous(n[:, None] * channels + c[None, :], (1, 1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "height", "width", "segments", "segment_tiles"])
 def segment_ends(
     values,
     delta,
@@ -221,7 +214,7 @@ def segment_ends(
     tl.store(totals + row * channels + c, total, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["segments"])
 def carry(
     ends,
     totals,
@@ -258,7 +251,7 @@ def carry(
             h = tl.exp2(read[i][1] * decay) * h + read[i][0]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "length", "height", "width", "segments", "segment_chunks"])
 def forward(
     x,
     delta,
@@ -348,7 +341,7 @@ def forward(
                 tl.store(y + out + places[i] * stride, ys[i].to(y.dtype.element_ty), mask=mask & (i < left))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "length", "height", "width", "segments", "segment_chunks"])
 def backward(
     grad_y,
     x,
@@ -527,7 +520,12 @@ def backward(
                 tl.store(grad_x + out + places[i] * stride, value.to(grad_x.dtype.element_ty), mask=inside)
                 value = grad_inputs[i] * xs[i] + LN_2 * grad_decays[i]
                 if SOFTPLUS:
-                    value *= _softplus_slope(deltas[i])
+                    # Its derivative is 1 − exp(−Δ); of small Δ the series.
+                    d = deltas[i]
+                    series = d * (
+                        1 - d * (1 / 2) * (1 - d * (1 / 3) * (1 - d * (1 / 4) * (1 - d * (1 / 5) * (1 - d * (1 / 6)))))
+                    )
+                    value *= tl.where(d < 0.25, series, 1 - tl.exp(-d))
                 value = tl.where(inside, value, 0.0)
                 tl.store(grad_delta + out + places[i] * stride, value.to(grad_delta.dtype.element_ty), mask=inside)
                 grad_bias += value
@@ -537,7 +535,7 @@ def backward(
     tl.store(sums + (STATE + 1) * channels, grad_bias, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def merge(parts, total, size, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """Add up the parts (PARTS, size) in float32, always in the same order."""
     own = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

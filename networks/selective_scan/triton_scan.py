@@ -1,4 +1,4 @@
-"""The selective scan by Triton kernels (triton_kernels.py), as PyTorch operators with fake and autograd implementations.
+"""The selective scan by Triton kernels (triton_kernels.py): PyTorch operators with fake and autograd implementations.
 
 Nothing is built: Triton comes with PyTorch's CUDA build and compiles the kernels when they are first used, some seconds
 for each rank and type, kept in its cache on disk. Reads float16, bfloat16 and float32, computes in float32.
@@ -11,6 +11,7 @@ sequences with the channels last (B, L, G·d), scanned forwards in G groups.
 
 import functools
 import importlib
+import math
 from types import ModuleType
 from typing import Any
 
@@ -76,7 +77,7 @@ class _Scan:
         # Every lane reads all of it: converted once here, not once a lane.
         self.projected = projected.float().contiguous()
         self.weight = weight.contiguous()
-        self.A = (A / torch.log(torch.full((), 2.0, device=A.device))).contiguous()
+        self.A = (A * math.log2(math.e)).contiguous()
         self.D = D.contiguous()
         self.bias = bias.contiguous()
         self.constants: dict[str, Any] = {
@@ -288,7 +289,7 @@ def _scan_backward(
             CHUNK=CHUNK,
         )
         del tile_states, adjoints
-        grad_A, grad_D, grad_bias = sums.sum((0, 2)).split([scan.state, 1, 1], 1)
+        summed = sums.sum((0, 2))
         whole = projected.new_empty(scan.projected.shape)
         whole[..., scan.rank :] = grad_projected.sum(0)
         if scan.image:
@@ -306,9 +307,9 @@ def _scan_backward(
             grad_delta,
             whole,
             grad_weight,
-            grad_A.contiguous(),
-            grad_D[:, 0].contiguous(),
-            grad_bias[:, 0].contiguous(),
+            summed[:, :-2].clone(),
+            summed[:, -2].clone(),
+            summed[:, -1].clone(),
         )
 
 
