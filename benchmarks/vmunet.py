@@ -148,9 +148,7 @@ def training() -> list[dict[str, Any]]:
             slow["reference"],
             100,
         ),
-        memory_row(
-            "VM-UNet training step, 224², batch 4, peak memory over the network without its scan", *memory, 2
-        ),
+        memory_row("VM-UNet training step, 224², batch 4, peak memory over the network without its scan", *memory, 2),
     ]
 
 
