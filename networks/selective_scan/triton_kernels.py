@@ -443,7 +443,7 @@ def backward(
                 TILE,
             )
             h = _advance(h, decay, deltas, xs, projected + RANK, places, GROUPS * size, n, STATE, TILE)
-        # Lanes read what others wrote.
+        # Here and after each tile, lanes may read what others wrote.
         tl.debug_barrier()
 
         for tile_step in range(last - first):
@@ -530,7 +530,7 @@ def backward(
                 tl.store(grad_delta + out + places[i] * stride, value.to(grad_delta.dtype.element_ty), mask=inside)
                 grad_bias += value
                 grad_D += xs[i] * dys[i]
-        tl.debug_barrier()
+            tl.debug_barrier()
     tl.store(sums + STATE * channels, grad_D, mask=mask)
     tl.store(sums + (STATE + 1) * channels, grad_bias, mask=mask)
 
