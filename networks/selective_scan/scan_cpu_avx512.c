@@ -7,6 +7,8 @@
 #pragma GCC target("avx512f,avx512dq,fma,prefer-vector-width=512")
 #endif
 #define ISA avx512
+#define MAX(a, b) _mm512_max_ps(a, b)
+#define MIN(a, b) _mm512_min_ps(a, b)
 #define VL 16
 #define NB 16
 #define TABLE_EXP2

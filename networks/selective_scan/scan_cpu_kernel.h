@@ -42,8 +42,14 @@ typedef float vfu __attribute__((vector_size(4 * VL), aligned(4), may_alias));
 INLINE vf splat(float a) { return (vf){0} + a; }
 INLINE vf load(const float *p) { return *(const vfu *)p; }
 INLINE void store(float *p, vf a) { *(vfu *)p = a; }
-INLINE vf max(vf a, vf b) { vi m = a > b; return (vf)((m & (vi)a) | (~m & (vi)b)); }
-INLINE vf min(vf a, vf b) { vi m = a < b; return (vf)((m & (vi)a) | (~m & (vi)b)); }
+INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+#if defined(MAX)
+INLINE vf max(vf a, vf b) { return (vf)MAX(a, b); }
+INLINE vf min(vf a, vf b) { return (vf)MIN(a, b); }
+#else
+INLINE vf max(vf a, vf b) { return choose(a > b, a, b); }
+INLINE vf min(vf a, vf b) { return choose(a < b, a, b); }
+#endif
 
 INLINE vf load_some(const float *p, int64_t lanes)
 {
@@ -60,6 +66,19 @@ INLINE void store_some(float *p, vf a, int64_t lanes)
         store(p, a);
     else
         memcpy(p, &a, lanes * sizeof(float));
+}
+
+/* memcpy for the short rows of x_dbl, without the call. */
+INLINE void copy(float *to, const float *from, int64_t count)
+{
+    int64_t i = 0;
+    for (; i + VL <= count; i += VL)
+        store(to + i, load(from + i));
+    if (i < count && count >= VL)
+        store(to + count - VL, load(from + count - VL));
+    else
+        for (; i < count; i++)
+            ((volatile float *)to)[i] = from[i];
 }
 
 #if VL == 4
@@ -191,24 +210,38 @@ INLINE vf softplus_(vf x, vf *derivative)
     vf q = ((0.141032150f * s2 + 0.139824962f) * s2 + 0.20011845f) * s2 + 0.33333186f;
     if (derivative) {
         vf r = 1.0f / (e + 1.0f);
-        vi m = x > 0.0f;
-        *derivative = (vf)((m & (vi)r) | (~m & (vi)(e * r)));
+        *derivative = choose(x > 0.0f, r, e * r);
     }
     return positive + 2.0f * (s + s * s2 * q);
 }
 
-/* One block through a chunk for `count` ≤ NB states; y is added to. `clamp` where Δ A may leave exp2_'s range. */
-INLINE void scan_states(int count, int clamp, int64_t length, int64_t ld, const float *A, const float *delta,
-                        const float *w, const float *B, const float *C, float *states, float *y, vf table)
+/* Memory that the next chunk of a block will touch. The processor cannot foresee the strides of a direction, so each step
+ * of a chunk asks for one line of each of two arrays. */
+struct lines {
+    const int64_t *at;
+    int64_t stride;
+    const float *a, *b;
+};
+
+INLINE void fetch(const struct lines *ahead, int64_t t)
+{
+    __builtin_prefetch(ahead->a + ahead->at[t] * ahead->stride, 0, 2);
+    __builtin_prefetch(ahead->b + ahead->at[t] * ahead->stride, 0, 2);
+}
+
+/* One block through a chunk for NB states; y is added to. `clamp` where Δ A may leave exp2_'s range. */
+INLINE void scan_states(int clamp, int64_t length, int64_t ld, const float *A, const float *delta, const float *w,
+                        const float *B, const float *C, float *states, float *y, const struct lines *ahead, vf table)
 {
     vf h[NB];
-    for (int n = 0; n < count; n++)
+    for (int n = 0; n < NB; n++)
         h[n] = load(states + n * VL);
     for (int64_t t = 0; t < length; t++) {
         vf d = load(delta + t * VL), wt = load(w + t * VL);
         vf y0 = load(y + t * VL), y1 = splat(0.0f);
+        fetch(ahead, t);
 #pragma GCC unroll 16
-        for (int n = 0; n < count; n += 2) {
+        for (int n = 0; n < NB; n += 2) {
             vf x0 = d * load(A + n * VL), x1 = d * load(A + n * VL + VL);
             if (clamp) {
                 x0 = min(max(x0, splat(-126.0f)), splat(128.0f));
@@ -222,7 +255,7 @@ INLINE void scan_states(int count, int clamp, int64_t length, int64_t ld, const 
         }
         store(y + t * VL, y0 + y1);
     }
-    for (int n = 0; n < count; n++)
+    for (int n = 0; n < NB; n++)
         store(states + n * VL, h[n]);
 }
 
@@ -277,13 +310,13 @@ INLINE void scan_states_back(int clamp, int64_t length, int64_t ld, const float 
     }
 }
 
-/* out[t] = bias + Σ_r dt[t][r] W[r]: four positions at a time share the loads of W. */
-static void low_rank(int64_t length, int64_t rank, const float *dt, const float *W, vf bias, float *out)
+/* out[t] = Σ_r dt[t][r] W[r]: four positions at a time share the loads of W. */
+static void low_rank(int64_t length, int64_t rank, const float *dt, const float *W, float *out)
 {
     int64_t t = 0;
     for (; t + 4 <= length; t += 4) {
         const float *d = dt + t * rank;
-        vf s0 = bias, s1 = bias, s2 = bias, s3 = bias;
+        vf s0 = splat(0.0f), s1 = s0, s2 = s0, s3 = s0;
         for (int64_t r = 0; r < rank; r++) {
             vf w = load(W + r * VL);
             s0 += w * d[r];
@@ -297,7 +330,7 @@ static void low_rank(int64_t length, int64_t rank, const float *dt, const float 
         store(out + (t + 3) * VL, s3);
     }
     for (; t < length; t++) {
-        vf s = bias;
+        vf s = splat(0.0f);
         for (int64_t r = 0; r < rank; r++)
             s += load(W + r * VL) * dt[t * rank + r];
         store(out + t * VL, s);
@@ -348,7 +381,9 @@ struct task_state {
     int64_t start, count;           /* the chunk: first step, number of steps */
     int64_t channel, lanes;         /* the block: first channel, number of channels */
     vf table;
-    int64_t *position; /* (CHUNK) */
+    int64_t *position;  /* (length + CHUNK), of each step of this direction; 1-D: of a block's lines in a chunk */
+    const int64_t *at;  /* from this chunk on */
+    struct lines ahead; /* of the next chunk */
     float *A;          /* (blocks, state, VL), times log2 e */
     float *A_size;     /* (blocks, VL), the largest |A| */
     float *W;          /* (blocks, rank, VL) */
@@ -396,7 +431,7 @@ static int open_task(struct task_state *k, const struct scan *s, int64_t index, 
         float **to;
         int64_t size;
     } parts[] = {
-        {(float **)&k->position, 2 * CHUNK}, {&k->A, wide}, {&k->A_size, narrow}, {&k->W, low}, {&k->bias, narrow},
+        {(float **)&k->position, 2 * (k->length + CHUNK)}, {&k->A, wide}, {&k->A_size, narrow}, {&k->W, low}, {&k->bias, narrow},
         {&k->D, narrow}, {&k->h, wide}, {&k->B, CHUNK * k->state}, {&k->C, CHUNK * k->state}, {&k->dt, CHUNK * k->rank},
         {&k->u, tile}, {&k->delta, tile}, {&k->w, tile}, {&k->y, tile}, {&k->slope, tile},
         {&k->gw, tile}, {&k->gd, tile}, {&k->grad_A, wide}, {&k->grad_W, low}, {&k->grad_bias, narrow},
@@ -426,6 +461,15 @@ static void open_direction(struct task_state *k, int64_t item, int64_t direction
     k->direction = direction;
     k->group = item % s->groups + direction;
     memset(k->h, 0, k->blocks * k->state * VL * sizeof(float));
+    if (s->directions == 1) {
+        for (int64_t t = 0; t < CHUNK; t++)
+            k->position[t] = t % VL * k->length + t / VL * 16;
+    } else {
+        int64_t step = 0, columns = direction & 1;
+        for (int64_t i = 0; i < (columns ? s->width : s->height); i++)
+            for (int64_t j = 0; j < (columns ? s->height : s->width); j++, step++)
+                k->position[direction & 2 ? k->length - 1 - step : step] = columns ? j * s->width + i : step;
+    }
     for (int64_t block = 0; block < k->blocks; block++) {
         int64_t channel = (k->first_block + block) * VL, lanes = s->channels - channel;
         int64_t row = k->group * s->channels + channel;
@@ -450,16 +494,15 @@ static void open_direction(struct task_state *k, int64_t item, int64_t direction
     }
 }
 
-/* Positions, B, C and low-rank dt of one chunk. */
-static void open_chunk(struct task_state *k, int64_t chunk)
+/* Positions, B, C and low-rank dt of one chunk; the next one comes `onward` = CHUNK or −CHUNK steps later. */
+static void open_chunk(struct task_state *k, int64_t chunk, int64_t onward)
 {
     const struct scan *s = k->s;
     k->start = chunk * CHUNK;
     k->count = k->length - k->start < CHUNK ? k->length - k->start : CHUNK;
-    for (int64_t t = 0; t < k->count; t++) {
-        int64_t step = k->direction & 2 ? k->length - 1 - (k->start + t) : k->start + t;
-        k->position[t] = k->direction & 1 ? step % s->height * s->width + step / s->height : step;
-    }
+    k->at = k->position + k->start;
+    k->ahead.at = s->directions == 1 ? k->position : k->start + onward < 0 ? k->at : k->at + onward;
+    k->ahead.stride = s->directions == 1 ? 1 : s->channels;
     if (s->directions == 1) {
         for (int64_t n = 0; n < s->state; n++) {
             const float *B = s->B + (k->item * s->state + n) * k->length + k->start;
@@ -472,10 +515,13 @@ static void open_chunk(struct task_state *k, int64_t chunk)
         return;
     }
     for (int64_t t = 0; t < k->count; t++) {
-        const float *from = s->x_dbl + ((k->item * k->length + k->position[t]) * 4 + k->direction) * k->projected;
-        memcpy(k->dt + t * k->rank, from, k->rank * sizeof(float));
-        memcpy(k->B + t * k->state, from + k->rank, s->state * sizeof(float));
-        memcpy(k->C + t * k->state, from + k->rank + s->state, s->state * sizeof(float));
+        const float *from = s->x_dbl + ((k->item * k->length + k->at[t]) * 4 + k->direction) * k->projected;
+        copy(k->dt + t * k->rank, from, k->rank);
+        copy(k->B + t * k->state, from + k->rank, s->state);
+        copy(k->C + t * k->state, from + k->rank + s->state, s->state);
+        const float *next = s->x_dbl + ((k->item * k->length + k->ahead.at[t]) * 4 + k->direction) * k->projected;
+        for (int64_t i = 0; i < k->projected; i += 16)
+            __builtin_prefetch(next + i, 0, 2);
     }
 }
 
@@ -490,33 +536,62 @@ static int open_block(struct task_state *k, int64_t block, int with_slope)
         int64_t at = (k->item * s->channels + k->channel) * k->length + k->start;
         load_columns(k->u, s->u + at, k->length, k->lanes, k->count);
         load_columns(k->delta, s->delta + at, k->length, k->lanes, k->count);
-        for (int64_t t = 0; t < k->count; t++)
-            store(k->delta + t * VL, load(k->delta + t * VL) + bias);
     } else {
         const float *u = s->u + k->item * k->length * s->channels + k->channel;
-        for (int64_t t = 0; t < k->count; t++) {
-            store(k->u + t * VL, load_some(u + k->position[t] * s->channels, k->lanes));
-            __builtin_prefetch(u + k->position[t] * s->channels + VL);
-            __builtin_prefetch(s->y + k->item * k->length * s->channels + k->channel + k->position[t] * s->channels + VL);
-        }
-        low_rank(k->count, k->rank, k->dt, k->W + block * k->rank * VL, bias, k->delta);
+        for (int64_t t = 0; t < k->count; t++)
+            store(k->u + t * VL, load_some(u + k->at[t] * s->channels, k->lanes));
+        low_rank(k->count, k->rank, k->dt, k->W + block * k->rank * VL, k->delta);
     }
     vf size = splat(0.0f);
     for (int64_t t = 0; t < k->count; t++) {
-        vf d = load(k->delta + t * VL), slope = splat(1.0f);
+        vf d = load(k->delta + t * VL) + bias, slope = splat(1.0f);
         if (s->softplus)
             d = softplus_(d, with_slope ? &slope : 0);
         if (with_slope)
             store(k->slope + t * VL, slope);
         store(k->delta + t * VL, d);
         store(k->w + t * VL, d * load(k->u + t * VL));
-        size = max(size, max(d, -d));
+        size = max(size, s->softplus ? d : max(d, -d));
     }
     size *= load(k->A_size + block * VL);
     int inside = 1;
     for (int i = 0; i < VL; i++)
         inside &= size[i] <= 126.0f;
     return !inside;
+}
+
+static void forward_block(struct task_state *k, int64_t chunk, int64_t block)
+{
+    const struct scan *s = k->s;
+    int clamp = open_block(k, block, 0);
+    int one = s->directions == 1;
+    float *A = k->A + block * k->state * VL, *h = k->h + block * k->state * VL;
+    int64_t at = k->item * k->length * s->channels + (one ? k->channel * k->length + k->start : k->channel);
+    float *y = s->y + at;
+    k->ahead.a = s->u + at + (one ? CHUNK : 0);
+    k->ahead.b = one ? s->delta + at + CHUNK : y;
+    if (s->states) {
+        float *to = s->states + k->channel +
+                    ((k->item * s->directions + k->direction) * k->chunks + chunk) * s->state * s->padded_channels;
+        for (int64_t n = 0; n < s->state; n++)
+            store(to + n * s->padded_channels, load(h + n * VL));
+    }
+    vf D = load(k->D + block * VL);
+    for (int64_t t = 0; t < k->count; t++)
+        store(k->y + t * VL, k->direction ? load_some(y + k->at[t] * s->channels, k->lanes) : D * load(k->u + t * VL));
+    for (int64_t n = 0; n < k->state; n += NB) {
+        if (clamp)
+            scan_states(1, k->count, k->state, A + n * VL, k->delta, k->w, k->B + n, k->C + n, h + n * VL, k->y,
+                        &k->ahead, k->table);
+        else
+            scan_states(0, k->count, k->state, A + n * VL, k->delta, k->w, k->B + n, k->C + n, h + n * VL, k->y,
+                        &k->ahead, k->table);
+    }
+    if (one)
+        store_columns(y, k->y, k->length, k->lanes, k->count, 0);
+    else
+        for (int64_t t = 0; t < k->count; t++)
+            store_some(y + k->at[t] * s->channels, load(k->y + t * VL), k->lanes);
 }
 
 int JOIN(forward, ISA)(const struct scan *s, int64_t index)
@@ -528,36 +603,9 @@ int JOIN(forward, ISA)(const struct scan *s, int64_t index)
         for (int64_t direction = 0; direction < s->directions; direction++) {
             open_direction(k, item, direction);
             for (int64_t chunk = 0; chunk < k->chunks; chunk++) {
-                open_chunk(k, chunk);
-                for (int64_t block = 0; block < k->blocks; block++) {
-                    int clamp = open_block(k, block, 0);
-                    float *A = k->A + block * k->state * VL, *h = k->h + block * k->state * VL;
-                    float *y = s->y + item * k->length * s->channels;
-                    y += s->directions == 1 ? k->channel * k->length + k->start : k->channel;
-                    vf D = load(k->D + block * VL);
-                    if (s->states) {
-                        float *to = s->states + k->channel + ((item * s->directions + direction) * k->chunks + chunk) *
-                                    s->state * s->padded_channels;
-                        for (int64_t n = 0; n < s->state; n++)
-                            store(to + n * s->padded_channels, load(h + n * VL));
-                    }
-                    for (int64_t t = 0; t < k->count; t++)
-                        store(k->y + t * VL, direction ? load_some(y + k->position[t] * s->channels, k->lanes)
-                                                       : D * load(k->u + t * VL));
-                    for (int64_t n = 0; n < k->state; n += NB) {
-                        if (clamp)
-                            scan_states(NB, 1, k->count, k->state, A + n * VL, k->delta, k->w, k->B + n, k->C + n,
-                                        h + n * VL, k->y, k->table);
-                        else
-                            scan_states(NB, 0, k->count, k->state, A + n * VL, k->delta, k->w, k->B + n, k->C + n,
-                                        h + n * VL, k->y, k->table);
-                    }
-                    if (s->directions == 1)
-                        store_columns(y, k->y, k->length, k->lanes, k->count, 0);
-                    else
-                        for (int64_t t = 0; t < k->count; t++)
-                            store_some(y + k->position[t] * s->channels, load(k->y + t * VL), k->lanes);
-                }
+                open_chunk(k, chunk, CHUNK);
+                for (int64_t block = 0; block < k->blocks; block++)
+                    forward_block(k, chunk, block);
             }
         }
     free(k->memory);
@@ -572,7 +620,7 @@ static void close_chunk(struct task_state *k, int64_t segment)
     for (int64_t t = 0; t < k->count; t++) {
         float *to = 0;
         if (s->directions != 1) {
-            to = s->grad_x_dbl + ((item * k->length + k->position[t]) * 4 + k->direction) * k->projected;
+            to = s->grad_x_dbl + ((item * k->length + k->at[t]) * 4 + k->direction) * k->projected;
             for (int64_t r = 0; r < k->rank; r++)
                 to[r] = k->grad_dt[r * CHUNK + t];
         }
@@ -632,11 +680,13 @@ static void backward_block(struct task_state *k, int64_t chunk, int64_t block)
                           ((k->item * s->directions + k->direction) * k->chunks + chunk) * s->state * s->padded_channels;
     for (int64_t n = 0; n < s->state; n++)
         store(k->first + n * VL, load(states + n * s->padded_channels));
+    k->ahead.a = s->u + at - (one ? CHUNK : 0);
+    k->ahead.b = s->grad_y + at - (one ? CHUNK : 0);
     if (one)
         load_columns(k->gy, s->grad_y + at, k->length, k->lanes, k->count);
     else
         for (int64_t t = 0; t < k->count; t++)
-            store(k->gy + t * VL, load_some(s->grad_y + at + k->position[t] * s->channels, k->lanes));
+            store(k->gy + t * VL, load_some(s->grad_y + at + k->at[t] * s->channels, k->lanes));
     memset(k->gw, 0, k->count * VL * sizeof(float));
     memset(k->gd, 0, k->count * VL * sizeof(float));
     for (int64_t n = 0; n < k->state; n += NBB) {
@@ -653,6 +703,7 @@ static void backward_block(struct task_state *k, int64_t chunk, int64_t block)
     vf D = load(k->D + block * VL), sum_bias = load(k->grad_bias + block * VL), sum_D = load(k->grad_D + block * VL);
     for (int64_t t = 0; t < k->count; t++) {
         vf u = load(k->u + t * VL), gw = load(k->gw + t * VL), gy = load(k->gy + t * VL);
+        fetch(&k->ahead, t);
         vf gdelta = (gw * u + load(k->gd + t * VL) * 0.69314718f) * load(k->slope + t * VL);
         vf gu = gw * load(k->delta + t * VL) + D * gy;
         sum_bias += gdelta;
@@ -661,7 +712,7 @@ static void backward_block(struct task_state *k, int64_t chunk, int64_t block)
         if (one)
             store(k->gw + t * VL, gu);
         else {
-            float *to = s->grad_u + at + k->position[t] * s->channels;
+            float *to = s->grad_u + at + k->at[t] * s->channels;
             store_some(to, k->direction ? load_some(to, k->lanes) + gu : gu, k->lanes);
         }
     }
@@ -685,7 +736,7 @@ int JOIN(backward, ISA)(const struct scan *s, int64_t index)
         for (int64_t direction = 0; direction < s->directions; direction++) {
             open_direction(k, item, direction);
             for (int64_t chunk = k->chunks - 1; chunk >= 0; chunk--) {
-                open_chunk(k, chunk);
+                open_chunk(k, chunk, -CHUNK);
                 for (int64_t block = 0; block < k->blocks; block++)
                     backward_block(k, chunk, block);
                 close_chunk(k, index % s->segments);
