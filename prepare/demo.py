@@ -23,7 +23,7 @@ from prepare.synapse import TEST_CASES, TRAIN_CASES, prepare_synapse
 __all__ = ["MARK", "prepare_demo"]
 
 MARK = "synthetic phantom, not patient data"
-FIELD_OF_VIEW_MM, SCAN_LENGTH_MM = 360, 160
+FIELD_OF_VIEW_MM, SCAN_LENGTH_MM = 360, 144
 
 
 def _write_ct(folder: Path, case: int, seed: int, slices: int, size: int) -> None:

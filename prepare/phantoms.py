@@ -11,14 +11,14 @@ __all__ = ["ct_phantom", "dermoscopy_phantom", "ultrasound_phantom"]
 
 # Mean Hounsfield units in the portal venous phase; neighbours overlap once case-wise shifts and noise are added.
 ORGAN_HU = {
-    "liver": 105,
-    "stomach": 35,
-    "spleen": 125,
-    "left kidney": 175,
-    "right kidney": 175,
-    "pancreas": 85,
-    "gallbladder": 8,
-    "aorta": 155,
+    "liver": 100,
+    "stomach": 40,
+    "spleen": 130,
+    "left kidney": 190,
+    "right kidney": 190,
+    "pancreas": 75,
+    "gallbladder": 5,
+    "aorta": 165,
 }
 
 
@@ -26,12 +26,12 @@ def _organ_masks(x: np.ndarray, y: np.ndarray, z: np.ndarray, rng: np.random.Gen
     """Boolean masks, later ones in front; x, y, z in mm from the body's centre to left, posterior and superior."""
 
     def ellipsoid(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
-        cx, cy, cz = np.asarray(centre) + rng.uniform(-4, 4, 3)
+        cx, cy, cz = np.asarray(centre) + rng.uniform(-3.5, 3.5, 3)
         rx, ry, rz = np.asarray(radii) * rng.uniform(0.9, 1.1, 3)
         return ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2 < 1
 
     pancreas = np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape), bool)
-    shift = rng.uniform(-4, 4, 3)
+    shift = rng.uniform(-3.5, 3.5, 3)
     for t in np.linspace(0, 1, 15):
         # Head beside the duodenum, body across the aorta, tail towards the spleen.
         cx, cy, cz = np.array((-32 + 108 * t, -2 - 30 * np.sin(np.pi * t) + 22 * t, -26 + 44 * t)) + shift
@@ -44,8 +44,8 @@ def _organ_masks(x: np.ndarray, y: np.ndarray, z: np.ndarray, rng: np.random.Gen
         "left kidney": ellipsoid((70, 52, -22), (27, 30, 52)),
         "right kidney": ellipsoid((-66, 54, -30), (27, 30, 52)),
         "pancreas": pancreas,
-        "gallbladder": ellipsoid((-52, -62, -22), (20, 24, 28)),
-        "aorta": (x - ax) ** 2 + (y - ay) ** 2 < rng.uniform(11, 13.5) ** 2,
+        "gallbladder": ellipsoid((-52, -60, -20), (23, 27, 32)),
+        "aorta": (x - ax) ** 2 + (y - ay) ** 2 < rng.uniform(12, 14) ** 2,
     }
 
 
@@ -75,10 +75,10 @@ def ct_phantom(
     hounsfield[(outline < 0.86) & ~cavity] = 55
     vena_cava = (x + 18) ** 2 + (y - 36) ** 2 < 12**2
     hounsfield[vena_cava] = 130
-    for _ in range(10):
+    for _ in range(8):
         cx, cy, cz = rng.uniform(-95, 95), rng.uniform(-70, 20), rng.uniform(-80, -30)
         bowel = ((x - cx) / 18) ** 2 + ((y - cy) / 16) ** 2 + ((z - cz) / 18) ** 2 < 1
-        hounsfield[bowel & cavity] = rng.uniform(20, 70)
+        hounsfield[bowel & cavity] = rng.uniform(25, 60)
     for side in (-1, 1):
         psoas = ((x - side * 38) / 20) ** 2 + ((y - 68) / 18) ** 2 < 1
         hounsfield[psoas] = 55
@@ -87,15 +87,15 @@ def ct_phantom(
     for organ, mask in _organ_masks(x, y, z, rng).items():
         mask = mask & cavity & ~spine
         label[mask] = BTCV_IDS[ORGANS.index(organ)]
-        hounsfield[mask] = ORGAN_HU[organ] + rng.normal(0, 8)
+        hounsfield[mask] = ORGAN_HU[organ] + rng.normal(0, 7)
     stomach = label == BTCV_IDS[ORGANS.index("stomach")]
     hounsfield[stomach & (y < -62)] = -700  # gas
-    hounsfield[spine] = rng.uniform(180, 260)
+    hounsfield[spine] = rng.uniform(230, 290)
     hounsfield[x**2 + (y - 92) ** 2 < 8**2] = 30  # spinal canal
 
     # In-plane blur for partial volume, then noise with a little correlation.
     hounsfield = ndimage.gaussian_filter(hounsfield, (0.3, 0.6, 0.6))
-    hounsfield += ndimage.gaussian_filter(rng.normal(0, 45, shape), (0, 0.7, 0.7))
+    hounsfield += ndimage.gaussian_filter(rng.normal(0, 32, shape), (0, 0.7, 0.7))
     return np.clip(hounsfield, -1024, 1500).round().astype(np.int16), label
 
 
