@@ -123,9 +123,9 @@ def _advance(h, A, deltas, xs, projections, places, stride, n, STATE: tl.constex
 def _square(n, c, channels):
     """Offsets of all states of a block of channels, the states in a lane's registers, the channels along the lanes.
 
-    Were the channels known to be contiguous, wide loads would lay them out in another way.
+    Were they known to be aligned, wide loads would give a lane several channels and fewer states.
     """
-    return tl.max_contiguous(n[:, None] * channels + c[None, :], (1, 1))
+    return tl.multiple_of(n[:, None] * channels + c[None, :], (1, 1))
 
 
 @triton.jit(do_not_specialize=["length", "height", "width", "segments", "segment_tiles"])
