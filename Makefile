@@ -27,7 +27,7 @@ options = --dataset_dir data/demo/$(1) --image_size $(2) --max_epochs $(3) --ckp
 
 demo: $(INSTALLED)
 	$(BIN)/python -m prepare demo --out data/demo --overwrite
-	$(call demo,cmunext_busi,busi,images,96,20)
+	$(call demo,cmunext_busi,busi,images,64,60)
 	$(call demo,vmunet_isic,isic17,val/images,64,40)
 	$(call demo,vmunet_synapse,synapse,raw/img,64,20)
 	@echo "Demo data, not patient data. In results/demo/*: metrics.csv, summary.json, overview.png and predictions/"
