@@ -379,6 +379,14 @@ torch.library.register_autograd(
 )
 
 
+def _backward_twice(ctx: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError("backend 'cpu' has no second derivatives of the selective scan; use backend='parallel'")
+
+
+torch.library.register_autograd("selective_scan::scan_1d_backward", _backward_twice, lib=_operators)
+torch.library.register_autograd("selective_scan::scan_2d_backward", _backward_twice, lib=_operators)
+
+
 def _wants_gradients(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 

@@ -9,11 +9,7 @@
 #include <immintrin.h>
 #endif
 
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
 #define EXPORT __attribute__((visibility("default")))
-#endif
 
 EXPORT const int64_t scan_chunk = CHUNK;
 EXPORT const int64_t scan_struct_size = sizeof(struct scan);

@@ -43,6 +43,7 @@ INLINE vf splat(float a) { return (vf){0} + a; }
 INLINE vf load(const float *p) { return *(const vfu *)p; }
 INLINE void store(float *p, vf a) { *(vfu *)p = a; }
 INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+/* Where b is NaN both give b. */
 #if defined(MAX)
 INLINE vf max(vf a, vf b) { return (vf)MAX(a, b); }
 INLINE vf min(vf a, vf b) { return (vf)MIN(a, b); }
@@ -160,7 +161,7 @@ INLINE vf fold4(vf a, vf b, vf c, vf d)
     return SHUFFLE(ab, cd, PAIRS_LOW) + SHUFFLE(ab, cd, PAIRS_HIGH);
 }
 
-/* 2^x for |x| ≤ 126, without a branch; exact at 0 to first order, so that slow decays are as exact as float32 allows.
+/* 2^x for |x| ≤ 126 and for 128, without a branch; exact at 0 to first order, so that slow decays are as exact as float32 allows.
  * Adding a large number rounds x to the nearest step and leaves the step's number in the low bits. With a table the steps
  * are 1/16 (relative error 1e-8), without it they are 1 (1e-7). */
 #if defined(TABLE_EXP2)
@@ -189,10 +190,13 @@ INLINE vf exp2_(vf x, vf table)
 #endif
 }
 
+/* Into the range of exp2_: nothing is left of a state below, and 128 gives infinity. */
+INLINE vf clamped(vf x) { return min(splat(128.0f), max(splat(-126.0f), x)); }
+
 /* e^x for x ≤ 0 within 1e-7. */
 INLINE vf exp_(vf x)
 {
-    x = max(x, splat(-87.0f));
+    x = max(splat(-87.0f), x);
     vf rounded = x * 1.44269504f + 12582912.0f;
     vf n = rounded - 12582912.0f;
     vf r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -201,18 +205,20 @@ INLINE vf exp_(vf x)
     return (vf)((vi)p + ((vi)rounded << 23));
 }
 
-/* log(1 + e^x) = max(x, 0) + 2 artanh(e / (2 + e)) with e = e^−|x|; its derivative too where it is wanted. */
+/* log(1 + e^x) = max(x, 0) + log(1 + e) with e = e^−|x|, the logarithm as e times a minimax polynomial (relative error
+ * 3e-8); its derivative too where it is wanted. */
 INLINE vf softplus_(vf x, vf *derivative)
 {
-    vf positive = max(x, splat(0.0f));
+    vf positive = max(splat(0.0f), x);
     vf e = exp_(x - 2.0f * positive);
-    vf s = e / (e + 2.0f), s2 = s * s;
-    vf q = ((0.141032150f * s2 + 0.139824962f) * s2 + 0.20011845f) * s2 + 0.33333186f;
+    vf p = ((0.0053647948f * e - 0.030065674f) * e + 0.079204343f) * e - 0.13753787f;
+    p = ((p * e + 0.19153647f) * e - 0.24857162f) * e + 0.33321321f;
+    p = (p * e - 0.49999648f) * e + 1.0f;
     if (derivative) {
         vf r = 1.0f / (e + 1.0f);
         *derivative = choose(x > 0.0f, r, e * r);
     }
-    return positive + 2.0f * (s + s * s2 * q);
+    return p * e + positive;
 }
 
 /* Memory that the next chunk of a block will touch. The processor cannot foresee the strides of a direction, so each step
@@ -244,8 +250,8 @@ INLINE void scan_states(int clamp, int64_t length, int64_t ld, const float *A, c
         for (int n = 0; n < NB; n += 2) {
             vf x0 = d * load(A + n * VL), x1 = d * load(A + n * VL + VL);
             if (clamp) {
-                x0 = min(max(x0, splat(-126.0f)), splat(128.0f));
-                x1 = min(max(x1, splat(-126.0f)), splat(128.0f));
+                x0 = clamped(x0);
+                x1 = clamped(x1);
             }
             vf a0 = exp2_(x0, table), a1 = exp2_(x1, table);
             h[n] = a0 * h[n] + wt * B[t * ld + n];
@@ -278,7 +284,7 @@ INLINE void scan_states_back(int clamp, int64_t length, int64_t ld, const float 
         for (int n = 0; n < NBB; n++) {
             vf x = d * Av[n];
             if (clamp)
-                x = min(max(x, splat(-126.0f)), splat(128.0f));
+                x = clamped(x);
             vf a = exp2_(x, table);
             decays[t][n] = a;
             h[t + 1][n] = a * h[t][n] + wt * B[t * ld + n];
@@ -372,37 +378,30 @@ static void low_rank_back(int64_t length, int64_t rank, const float *dt, const f
     }
 }
 
-/* What a task works on, and its buffers. */
+/* What a task works on, and its buffers, which are one piece of memory from `position` on. */
 struct task_state {
     const struct scan *s;
-    int64_t length, chunks, state, rank, projected; /* state: N rounded up to NB */
+    int64_t length, chunks, state, rank, projected;    /* state: N rounded up to NB; projected: R + 2N */
     int64_t first_item, last_item, first_block, blocks;
-    int64_t item, direction, group; /* group: row of the parameters */
-    int64_t start, count;           /* the chunk: first step, number of steps */
-    int64_t channel, lanes;         /* the block: first channel, number of channels */
-    vf table;
-    int64_t *position;  /* (length + CHUNK), of each step of this direction; 1-D: of a block's lines in a chunk */
-    const int64_t *at;  /* from this chunk on */
-    struct lines ahead; /* of the next chunk */
-    float *A;          /* (blocks, state, VL), times log2 e */
-    float *A_size;     /* (blocks, VL), the largest |A| */
-    float *W;          /* (blocks, rank, VL) */
-    float *bias;       /* (blocks, VL) */
-    float *D;          /* (blocks, VL) */
-    float *h;          /* (blocks, state, VL), the states; in the backward pass the carry */
-    float *B, *C;      /* (CHUNK, state) */
-    float *dt;         /* (CHUNK, rank) */
-    float *u, *delta, *w, *y, *slope; /* (CHUNK, VL); slope: the softplus' derivative */
-    /* backward only */
-    float *gw, *gd;                         /* (CHUNK, VL) */
-    float *grad_A, *grad_W, *grad_bias, *grad_D; /* like A, W, bias, D */
-    float *grad_B, *grad_C;                 /* (CHUNK, state / NBB, VL) */
-    float *grad_dt;                         /* (rank, CHUNK) */
-    float *gy, *first;                      /* (CHUNK, VL); (state, VL), the states before the chunk */
-    float *memory;
+    int64_t item, direction, group;                    /* group: row of the parameters */
+    int64_t start, count;                              /* the chunk: first step, number of steps */
+    int64_t channel, lanes;                            /* the block: first channel, number of channels */
+    int64_t *position;                                 /* (length + CHUNK), see open_direction */
+    const int64_t *at;                                 /* the chunk's part of position */
+    struct lines ahead;
+    vf table;                                          /* for exp2_ */
+    float *A, *A_size;                                 /* (blocks, state, VL), times log2 e; (blocks, VL), largest |A| */
+    float *W, *bias, *D;                               /* (blocks, rank, VL); (blocks, VL) twice */
+    float *h;                                          /* (blocks, state, VL), states or, backwards, carries */
+    float *B, *C, *dt;                                 /* (CHUNK, state) twice; (CHUNK, rank) */
+    float *u, *delta, *w, *y, *gy, *gw, *gd;           /* (CHUNK, VL) */
+    float *slope;                                      /* (CHUNK, VL), the derivative of softplus */
+    float *first;                                      /* (state, VL), the states before the chunk */
+    float *grad_A, *grad_W, *grad_bias, *grad_D;       /* like A, W, bias, D */
+    float *grad_B, *grad_C, *grad_dt;                  /* (CHUNK, state / NBB, VL) twice; (rank, CHUNK) */
 };
 
-static int open_task(struct task_state *k, const struct scan *s, int64_t index, int backward_pass)
+static int open_task(struct task_state *k, const struct scan *s, int64_t index)
 {
     int64_t group = index / s->segments, segment = index % s->segments;
     int64_t blocks = (s->channels + VL - 1) / VL;
@@ -426,34 +425,34 @@ static int open_task(struct task_state *k, const struct scan *s, int64_t index, 
     k->table = (vf)((vi)load(steps) - (number << EXP2_BITS));
 #endif
     int64_t wide = k->blocks * k->state * VL, narrow = k->blocks * VL, low = k->blocks * k->rank * VL;
-    int64_t tile = CHUNK * VL;
+    int64_t tile = CHUNK * VL, folded = tile * k->state / NBB;
     struct {
         float **to;
         int64_t size;
     } parts[] = {
-        {(float **)&k->position, 2 * (k->length + CHUNK)}, {&k->A, wide}, {&k->A_size, narrow}, {&k->W, low}, {&k->bias, narrow},
-        {&k->D, narrow}, {&k->h, wide}, {&k->B, CHUNK * k->state}, {&k->C, CHUNK * k->state}, {&k->dt, CHUNK * k->rank},
-        {&k->u, tile}, {&k->delta, tile}, {&k->w, tile}, {&k->y, tile}, {&k->slope, tile},
-        {&k->gw, tile}, {&k->gd, tile}, {&k->grad_A, wide}, {&k->grad_W, low}, {&k->grad_bias, narrow},
-        {&k->grad_D, narrow}, {&k->grad_B, tile * k->state / NBB}, {&k->grad_C, tile * k->state / NBB},
-        {&k->grad_dt, CHUNK * k->rank}, {&k->gy, tile}, {&k->first, k->state * VL},
+        {&k->A, wide}, {&k->A_size, narrow}, {&k->W, low}, {&k->bias, narrow}, {&k->D, narrow}, {&k->h, wide},
+        {&k->B, CHUNK * k->state}, {&k->C, CHUNK * k->state}, {&k->dt, CHUNK * k->rank}, {&k->first, k->state * VL},
+        {&k->u, tile}, {&k->delta, tile}, {&k->w, tile}, {&k->y, tile}, {&k->gy, tile}, {&k->gw, tile},
+        {&k->gd, tile}, {&k->slope, tile}, {&k->grad_A, wide}, {&k->grad_W, low}, {&k->grad_bias, narrow},
+        {&k->grad_D, narrow}, {&k->grad_B, folded}, {&k->grad_C, folded}, {&k->grad_dt, CHUNK * k->rank},
     };
-    int used = backward_pass ? (int)(sizeof parts / sizeof *parts) : 15;
-    int64_t total = 0;
-    for (int i = 0; i < used; i++)
+    int count = sizeof parts / sizeof *parts;
+    int64_t total = 2 * (k->length + CHUNK) + 16;
+    for (int i = 0; i < count; i++)
         total += (parts[i].size + 15) / 16 * 16;
-    k->memory = calloc(total + 16, sizeof(float));
-    if (!k->memory)
+    k->position = calloc(total, sizeof(float));
+    if (!k->position)
         return 1;
-    float *next = (float *)(((uintptr_t)k->memory + 63) / 64 * 64);
-    for (int i = 0; i < used; i++) {
+    float *next = (float *)(((uintptr_t)(k->position + k->length + CHUNK) + 63) / 64 * 64);
+    for (int i = 0; i < count; i++) {
         *parts[i].to = next;
         next += (parts[i].size + 15) / 16 * 16;
     }
     return 0;
 }
 
-/* The parameters of one direction of one item, for the task's blocks; the states start at zero. */
+/* The parameters of one direction of one item, for the task's blocks; the states start at zero. `position` gets the
+ * position of each step; in the one-dimensional scan, where steps are positions, the lines of a block in a chunk. */
 static void open_direction(struct task_state *k, int64_t item, int64_t direction)
 {
     const struct scan *s = k->s;
@@ -597,7 +596,7 @@ static void forward_block(struct task_state *k, int64_t chunk, int64_t block)
 int JOIN(forward, ISA)(const struct scan *s, int64_t index)
 {
     struct task_state task, *k = &task;
-    if (open_task(k, s, index, 0))
+    if (open_task(k, s, index))
         return 1;
     for (int64_t item = k->first_item; item < k->last_item; item++)
         for (int64_t direction = 0; direction < s->directions; direction++) {
@@ -608,7 +607,7 @@ int JOIN(forward, ISA)(const struct scan *s, int64_t index)
                     forward_block(k, chunk, block);
             }
         }
-    free(k->memory);
+    free(k->position);
     return 0;
 }
 
@@ -730,7 +729,7 @@ static void backward_block(struct task_state *k, int64_t chunk, int64_t block)
 int JOIN(backward, ISA)(const struct scan *s, int64_t index)
 {
     struct task_state task, *k = &task;
-    if (open_task(k, s, index, 1))
+    if (open_task(k, s, index))
         return 1;
     for (int64_t item = k->first_item; item < k->last_item; item++)
         for (int64_t direction = 0; direction < s->directions; direction++) {
@@ -743,7 +742,7 @@ int JOIN(backward, ISA)(const struct scan *s, int64_t index)
             }
             close_direction(k, index / s->segments);
         }
-    free(k->memory);
+    free(k->position);
     return 0;
 }
 

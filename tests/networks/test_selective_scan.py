@@ -15,7 +15,6 @@ from tests.golden import fill
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "selective_scan.npz"
 NAMES_1D = ("u", "delta", "A", "B", "C", "D", "delta_bias")
-NAMES_2D = ("x", "x_dbl", "dt_weight", "A", "D", "dt_bias")
 
 needs_kernel = pytest.mark.skipif(bool(cpu.unavailable()), reason=cpu.unavailable())
 
@@ -74,8 +73,11 @@ def _assert_close(results, expected, tolerance):
     assert results.keys() == expected.keys()
     for name, value in results.items():
         assert value.shape == expected[name].shape
+        scale = expected[name].norm()
+        if name == "delta_bias":  # its gradient is a sum that may cancel: rounding is measured against the terms
+            scale = max(scale, expected["delta"].norm())
         error = (value - expected[name]).norm()
-        assert error <= tolerance * expected[name].norm(), f"{name}: {error / expected[name].norm():.2g}"
+        assert error <= tolerance * scale, f"{name}: {error / scale:.2g}"
 
 
 def _scan_1d(backend, softplus=True):
@@ -86,6 +88,12 @@ def _scan_1d(backend, softplus=True):
 def _scan_2d(backend):
     module, options = backend
     return functools.partial(module.selective_scan_2d, **options)
+
+
+@functools.cache
+def _expected_1d(*shape):
+    """The float64 reference on `_inputs_1d(*shape)`."""
+    return _run(_scan_1d((reference, {})), _inputs_1d(*shape), torch.float64)
 
 
 def _golden_inputs():
@@ -136,17 +144,17 @@ def test_golden(backend, dtype, tolerance):
     ],
 )
 def test_1d_agrees_with_reference(backend, batch, groups, width, length, state):
-    inputs = _inputs_1d(batch, groups, width, length, state)
-    _assert_close(_run(_scan_1d(backend), inputs), _run(_scan_1d((reference, {})), inputs, torch.float64), 2e-6)
+    shape = (batch, groups, width, length, state)
+    _assert_close(_run(_scan_1d(backend), _inputs_1d(*shape)), _expected_1d(*shape), 2e-6)
 
 
 @float32_backends
-@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=20, deadline=None, derandomize=True)
 @hypothesis.given(
     batch=st.integers(1, 3),
     groups=st.integers(1, 3),
     width=st.integers(1, 40),
-    length=st.integers(1, 150),
+    length=st.integers(1, 140),
     state=st.integers(1, 20),
     softplus=st.booleans(),
     skip=st.booleans(),
@@ -184,6 +192,12 @@ def _four_scans(x, x_dbl, dt_weight, A, D, dt_bias):
     return total
 
 
+@functools.cache
+def _expected_2d(*shape):
+    """The definition's results in float64 on `_inputs_2d(*shape)`."""
+    return _run(_four_scans, _inputs_2d(*shape), torch.float64)
+
+
 SHAPES_2D = [
     # batch, height, width, channels, rank, state
     (1, 1, 1, 1, 1, 1),
@@ -198,16 +212,14 @@ SHAPES_2D = [
 
 @pytest.mark.parametrize("shape", SHAPES_2D)
 def test_reference_2d_is_four_scans(shape):
-    inputs = _inputs_2d(*shape)
-    expected = _run(_four_scans, inputs, torch.float64)
-    _assert_close(_run(reference.selective_scan_2d, inputs, torch.float64), expected, 1e-12)
+    results = _run(reference.selective_scan_2d, _inputs_2d(*shape), torch.float64)
+    _assert_close(results, _expected_2d(*shape), 1e-12)
 
 
 @float32_backends
 @pytest.mark.parametrize("shape", SHAPES_2D)
 def test_2d_agrees_with_definition(backend, shape):
-    inputs = _inputs_2d(*shape)
-    _assert_close(_run(_scan_2d(backend), inputs), _run(_four_scans, inputs, torch.float64), 3e-6)
+    _assert_close(_run(_scan_2d(backend), _inputs_2d(*shape)), _expected_2d(*shape), 3e-6)
 
 
 @float32_backends
@@ -236,6 +248,15 @@ def test_strong_decay_and_growth(backend):
     # The exponent's rounding error grows with the exponent.
     _assert_close({"y": results["y"]}, {"y": expected["y"]}, 1e-4)
     assert all(torch.isfinite(value).all() for value in results.values())
+
+
+@float32_backends
+@pytest.mark.parametrize("name", NAMES_1D)
+def test_nan_is_not_swallowed(backend, name):
+    inputs = {key: t.float() for key, t in _inputs_1d(1, 1, 4, 20, 16).items()}
+    inputs[name].view(-1)[-1] = torch.nan
+    y = _scan_1d(backend)(**inputs)
+    assert torch.equal(torch.isnan(y), torch.isnan(_scan_1d((reference, {}))(**inputs)))
 
 
 @float32_backends
@@ -351,6 +372,14 @@ def test_opcheck_backward():
     two = [t.float() for t in _inputs_2d(2, 3, 4, 5, 2, 3).values()]
     y, states = torch.ops.selective_scan.scan_2d(*two, True)
     torch.library.opcheck(torch.ops.selective_scan.scan_2d_backward, (y, states, *two))
+
+
+@needs_kernel
+def test_second_derivatives_are_refused():
+    inputs = {name: t.float().requires_grad_() for name, t in _inputs_2d(1, 2, 2, 3, 1, 2).items()}
+    (gradient,) = torch.autograd.grad(cpu.selective_scan_2d(**inputs).sum(), inputs["x"], create_graph=True)
+    with pytest.raises(NotImplementedError, match="backend='parallel'"):
+        gradient.sum().backward()
 
 
 @needs_kernel
