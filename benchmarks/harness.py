@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+TURN = 0.05
 
 
 def machine() -> dict[str, Any]:
@@ -36,17 +37,26 @@ def machine() -> dict[str, Any]:
 
 
 def interleaved(alternatives: Mapping[str, Callable[[], Any]], rounds: int = 7, warm_up: int = 2) -> dict[str, float]:
-    """Median seconds of each alternative, taking turns so that a slow moment of the machine hits all of them."""
-    for run in alternatives.values():
+    """Median seconds of each alternative, taking turns so that a slow moment of the machine hits all of them.
+
+    A turn lasts at least TURN seconds: what is quicker runs several times, as in use, and each run counts.
+    """
+    repeats = {}
+    for name, run in alternatives.items():
         for _ in range(warm_up):
             run()
+        repeats[name] = 1 + int(TURN / _seconds(run))
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for _ in range(rounds):
         for name, run in alternatives.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name] += [_seconds(run) for _ in range(repeats[name])]
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def peak_memory(work: Callable[[Any], Any], argument: Any) -> float:
