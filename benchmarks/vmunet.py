@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import interleaved, peak_memory
 from networks import VMUNet, selective_scan
+from networks.training import prepare_network
 from networks.vmunet import SS2D
 
 
@@ -32,12 +33,13 @@ def network(kind: type[SS2D] = SS2D, backend: str | None = None) -> VMUNet:
     return built
 
 
-def forward(net: nn.Module, size: int, batch: int = 1, amp: bool = False) -> Callable[[], Tensor]:
-    image = torch.rand(batch, 3, size, size)
+def forward(net: nn.Module, size: int, amp_dtype: str = "float32") -> Callable[[], Tensor]:
+    image = torch.rand(1, 3, size, size)
+    prepared = prepare_network(net, torch.device("cpu"), amp_dtype, frozen=True)
 
     def run() -> Tensor:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            return net(image)
+        with torch.inference_mode():
+            return prepared(image)
 
     return run
 
@@ -82,7 +84,7 @@ def scan() -> list[dict[str, Any]]:
 
 def inference() -> list[dict[str, Any]]:
     full, floor = forward(network(), 256), forward(network(Floor), 256)
-    half = forward(network(), 256, amp=True)
+    half = forward(network(), 256, "bfloat16")
     quick = interleaved({"network": full, "floor": floor, "bfloat16": half}, rounds=15)
     slow = interleaved({"reference": forward(network(backend="reference"), 256)}, rounds=1, warm_up=1)
     with torch.inference_mode():

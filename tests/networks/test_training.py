@@ -1,6 +1,9 @@
 import logging
 import math
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,10 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from torch import nn
+from torch.profiler import profile
 
-from networks import cmunext_s, training
+from networks import CMUNeXt, VMUNet, cmunext_s, training
+from networks.cmunext import fold_norms
 from networks.training import Autocast, Bar, Checkpoints, RunLog, flag, load_or_exit, poly_schedule, prepare_network
 from tests.golden import fill
 
@@ -258,6 +263,66 @@ def test_switches_change_how_not_what(switches: dict) -> None:
         torch.testing.assert_close(
             prepare_network(network, torch.device("cpu"), **switches)(image), expected, rtol=1e-3, atol=1e-3
         )
+
+
+@pytest.mark.parametrize("network", [cmunext_s(), VMUNet(dims=(8, 16, 32, 64))], ids=["conv", "scan"])
+def test_frozen_bfloat16_is_autocast_without_casting_weights(network: nn.Module) -> None:
+    fill.fill(network.state_dict())
+    network.eval()
+    image, cpu = torch.randn(1, 3, 32, 32), torch.device("cpu")
+    with torch.no_grad():
+        expected = prepare_network(fold_norms(network) if isinstance(network, CMUNeXt) else network, cpu, "bfloat16")(
+            image
+        )
+        prepared = prepare_network(network, cpu, "bfloat16", frozen=True)
+        assert torch.equal(prepared(image), expected)
+    assert any(parameter.dtype is torch.bfloat16 for parameter in prepared.parameters())
+    assert all(parameter.dtype is torch.float32 for parameter in network.parameters())
+
+
+class OneConvolution(nn.Module):  # a plain nn.Conv2d or nn.Sequential is not compiled
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).relu()
+
+
+@pytest.mark.skipif(
+    shutil.which("c++") is None or not torch.backends.mkldnn.is_available(),
+    reason="torch.compile needs a C++ compiler, and x86 or Arm for oneDNN",
+)
+def test_compiled_frozen_network_computes_the_same() -> None:
+    network, image = OneConvolution().eval(), torch.randn(1, 3, 16, 16)
+    prepared = prepare_network(network, torch.device("cpu"), channels_last=True, compiled=True, frozen=True)
+    with torch.inference_mode():
+        expected = network(image)
+        torch.testing.assert_close(prepared(image), expected)
+        with profile() as seen:
+            prepared(image)
+    # PyTorch chooses the layout of weights that it may take for constants
+    assert any(event.key.startswith("mkldnn::_convolution_pointwise") for event in seen.key_averages())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="is about glibc")
+def test_freed_memory_is_kept() -> None:
+    code = """if True:
+        import resource, torch
+        from networks.training import keep_freed_memory
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(4):
+                torch.ones(16 << 20)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        given_back = faults()
+        keep_freed_memory()
+        faults()
+        print(given_back, faults())
+    """
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    given_back, kept = map(int, out.split())
+    assert kept < given_back / 2
 
 
 def test_unknown_precision_is_refused() -> None:
