@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import RESULTS, write
+from networks.training import keep_freed_memory
 
 PARTS = ("vmunet", "cmunext", "volume", "loader")
 README = Path(__file__).parent / "README.md"
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="(%(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as `prepare_network` does, so that all alternatives have it
     for part in options.parts:
         rows = importlib.import_module(f"benchmarks.{part}").rows()
         write(part, rows)

@@ -1,39 +1,64 @@
 """CMUNeXt base on a CPU, batch 1, 256²: the switches of the bundles against the plain eager float32 network."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.harness import interleaved
+from benchmarks.harness import draw, interleaved, learned, mask_iou, untouched
 from networks import cmunext
 from networks.training import prepare_network
 
 SIZE = 256
+CPU = torch.device("cpu")
 
 
 def build() -> nn.Module:
-    """Random weights, and norms that have seen something, so that folding them changes more than nothing."""
     torch.manual_seed(0)
-    network = cmunext()
-    for _ in range(3):
-        network(torch.rand(2, 3, 64, 64))
-    return network.eval()
+    return cmunext()
+
+
+def forward(network: nn.Module) -> Callable[[], Any]:
+    image = torch.rand(1, 3, SIZE, SIZE)
+
+    def run() -> None:
+        with torch.inference_mode():
+            network(image)
+
+    return run
+
+
+def training_step(network: nn.Module) -> Callable[[], Any]:
+    image = torch.rand(8, 3, SIZE, SIZE)
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        network(image).square().mean().backward()
+        optimizer.step()
+
+    return run
+
+
+def plain_forward() -> Callable[[], Any]:
+    return forward(build().eval())
+
+
+def plain_training_step() -> Callable[[], Any]:
+    return training_step(build())
 
 
 def inference() -> list[dict[str, Any]]:
-    cpu, image = torch.device("cpu"), torch.rand(1, 3, SIZE, SIZE)
-    networks = {
-        "plain": build(),
-        "float32": prepare_network(build(), cpu, compiled="auto", frozen=True),
-        "bfloat16": prepare_network(build(), cpu, "bfloat16", compiled="auto", frozen=True),
-    }
+    network, images = learned(build()), draw(8, SIZE, seed=SIZE)[0]
+    single = prepare_network(network, CPU, compiled="auto", frozen=True)
+    half = prepare_network(network, CPU, "bfloat16", compiled="auto", frozen=True)
     with torch.inference_mode():
-        logits = {name: network(image) for name, network in networks.items()}
-        seconds = interleaved({name: lambda n=network: n(image) for name, network in networks.items()}, rounds=21)
-    difference = float((logits["float32"] - logits["plain"]).abs().max())
-    masks = [logits[name] > logits["plain"].median() for name in ("plain", "bfloat16")]
-    iou = float((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
+        difference = float((single(images[:1]) - network(images[:1])).abs().max())
+    iou = mask_iou([network, half], images)
+    with untouched(plain_forward) as plain:
+        seconds = interleaved({"plain": plain, "float32": forward(single), "bfloat16": forward(half)}, rounds=21)
     return [
         {
             **compare("CMUNeXt forward, float32 folded, channels-last, compiled", seconds, "float32", 1.8),
@@ -44,22 +69,9 @@ def inference() -> list[dict[str, Any]]:
 
 
 def training() -> list[dict[str, Any]]:
-    image = torch.rand(8, 3, SIZE, SIZE)
-
-    def step(network: nn.Module) -> Any:
-        network.train()
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-
-        def run() -> None:
-            optimizer.zero_grad()
-            network(image).square().mean().backward()
-            optimizer.step()
-
-        return run
-
-    cpu = torch.device("cpu")
-    alternatives = {"plain": step(build()), "bfloat16": step(prepare_network(build(), cpu, "bfloat16"))}
-    seconds = interleaved(alternatives, rounds=5, warm_up=1)
+    half = training_step(prepare_network(build(), CPU, "bfloat16"))
+    with untouched(plain_training_step) as plain:
+        seconds = interleaved({"plain": plain, "bfloat16": half}, rounds=5, warm_up=1)
     return [compare("CMUNeXt training step, batch 8, channels-last and bfloat16", seconds, "bfloat16", 2.5)]
 
 

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness import interleaved, peak_memory
+from benchmarks.harness import draw, interleaved, learned, mask_iou, peak_memory
 from networks import VMUNet, selective_scan
 from networks.training import prepare_network
 from networks.vmunet import SS2D
+
+CPU = torch.device("cpu")
 
 
 class Floor(SS2D):
@@ -33,13 +35,12 @@ def network(kind: type[SS2D] = SS2D, backend: str | None = None) -> VMUNet:
     return built
 
 
-def forward(net: nn.Module, size: int, amp_dtype: str = "float32") -> Callable[[], Tensor]:
+def forward(net: nn.Module, size: int) -> Callable[[], Tensor]:
     image = torch.rand(1, 3, size, size)
-    prepared = prepare_network(net, torch.device("cpu"), amp_dtype, frozen=True)
 
     def run() -> Tensor:
         with torch.inference_mode():
-            return prepared(image)
+            return net(image)
 
     return run
 
@@ -83,19 +84,25 @@ def scan() -> list[dict[str, Any]]:
 
 
 def inference() -> list[dict[str, Any]]:
-    full, floor = forward(network(), 256), forward(network(Floor), 256)
-    half = forward(network(), 256, "bfloat16")
-    quick = interleaved({"network": full, "floor": floor, "bfloat16": half}, rounds=15)
+    net, images = learned(network()), draw(8, 256, seed=256)[0]
+    halves = {"bfloat16": prepare_network(net, CPU, "bfloat16", frozen=True)}
+    halves["compiled"] = prepare_network(net, CPU, "bfloat16", compiled="auto", frozen=True)
+    iou = {name: mask_iou([net, half], images) for name, half in halves.items()}
+    quick = {"network": forward(net, 256), "floor": forward(network(Floor), 256)}
+    quick |= {name: forward(half, 256) for name, half in halves.items()}
+    seconds = interleaved(quick, rounds=21)
     slow = interleaved({"reference": forward(network(backend="reference"), 256)}, rounds=1, warm_up=1)
-    with torch.inference_mode():
-        masks = [run() > 0 for run in (full, half)]
-    iou = float((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
+    took, other = seconds["network"], seconds["floor"]
     return [
-        row("VM-UNet forward, 256², against `reference`", quick["network"], slow["reference"], 60),
-        row("VM-UNet forward, 256², time over the network without its scan", quick["network"], quick["floor"], 1.4),
+        row("VM-UNet forward, 256², against `reference`", took, slow["reference"], 60),
+        row("VM-UNet forward, 256², time over the network without its scan", took, other, 1.4),
         {
-            **row("VM-UNet forward, 256², bfloat16 against float32", quick["bfloat16"], quick["network"], 1.5),
-            "iou": iou,
+            **row("VM-UNet forward, 256², bfloat16 against float32", seconds["bfloat16"], took, 1.5),
+            "iou": iou["bfloat16"],
+        },
+        {
+            **row("VM-UNet forward, 256², bfloat16 compiled against float32", seconds["compiled"], took, 1.5),
+            "iou": iou["compiled"],
         },
     ]
 

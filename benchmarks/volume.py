@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from benchmarks.harness import peak_memory
 from evaluation import SliceToVolume
-from networks import CMUNeXt, VMUNet, cmunext_s
+from networks import VMUNet, cmunext_s
+from networks.training import prepare_network
 
 SHAPE = (1, 1, 148, 512, 512)
 
@@ -28,9 +29,10 @@ class Timed(nn.Module):
         return y
 
 
-def build(name: str) -> VMUNet | CMUNeXt:
+def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return (VMUNet(out_channels=9) if name == "VM-UNet" else cmunext_s(1, 9)).eval()
+    network = (VMUNet(out_channels=9) if name == "VM-UNet" else cmunext_s(1, 9)).eval()
+    return prepare_network(network, torch.device("cpu"), frozen=True)
 
 
 def infer(name: str) -> tuple[float, float]:
