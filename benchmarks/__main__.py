@@ -33,11 +33,13 @@ def table() -> str:
         ]
         for row in result["rows"]:
             at_most = " over " in row["what"] or "share" in row["what"]
-            met = row["ratio"] <= row["goal"] if at_most else row["ratio"] >= row["goal"]
             values = [f"{row[k]:.4g} {u}" for k, u in (("ms", "ms"), ("mib", "MiB")) if k in row]
             others = [f"{row[k]:.4g} {u}" for k, u in (("against_ms", "ms"), ("against_mib", "MiB")) if k in row]
             extra = "".join(f", {k} {row[k]:.5f}" for k in ("iou", "difference") if k in row)
-            goal = f"{'≤' if at_most else '≥'} {row['goal']:g}{'' if met else ', not met'}"
+            goal = ""
+            if "goal" in row:
+                met = row["ratio"] <= row["goal"] if at_most else row["ratio"] >= row["goal"]
+                goal = f"{'≤' if at_most else '≥'} {row['goal']:g}{'' if met else ', not met'}"
             lines.append(
                 f"| {row['what']}{extra} | {''.join(values)} | {''.join(others)} | {row['ratio']:.3g} | {goal} |"
             )
@@ -55,7 +57,7 @@ def main() -> None:
         rows = importlib.import_module(f"benchmarks.{part}").rows()
         write(part, rows)
         for row in rows:
-            print(f"{row['ratio']:8.3g}  (goal {row['goal']:g})  {row['what']}", flush=True)
+            print(f"{row['ratio']:8.3g}  (goal {row.get('goal', '-')})  {row['what']}", flush=True)
     text = README.read_text()
     before, rest = text.split(START)
     README.write_text(f"{before}{START}{table()}\n{END}{rest.split(END)[1]}")

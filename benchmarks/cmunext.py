@@ -51,7 +51,7 @@ def plain_training_step() -> Callable[[], Any]:
 
 
 def inference() -> list[dict[str, Any]]:
-    network, images = learned(build()), draw(8, SIZE, seed=SIZE)[0]
+    network, images = learned(build()), draw(16, SIZE, seed=SIZE)[0]
     single = prepare_network(network, CPU, compiled="auto", frozen=True)
     half = prepare_network(network, CPU, "bfloat16", compiled="auto", frozen=True)
     with torch.inference_mode():

@@ -67,7 +67,7 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def learned(network: nn.Module, steps: int = 100, size: int = 128) -> nn.Module:
+def learned(network: nn.Module, steps: int = 300, size: int = 128) -> nn.Module:
     """`network` after a short training on phantoms, so that comparing its masks in two precisions means something."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps)

@@ -19,7 +19,7 @@ CONFIGS = "bundles/vmunet_synapse/configs"
 TRAIN, INFERENCE = f"{CONFIGS}/train.yaml", f"{CONFIGS}/inference.yaml"
 EVALUATE = f"['{TRAIN}','{CONFIGS}/evaluate.yaml']"
 SMALL = {"dims": [8, 16, 32, 64], "depths": [1, 1, 1, 1], "decoder_depths": [1, 1, 1, 1], "d_state": 4}
-TINY = ["--network_def", str({"_target_": "networks.VMUNet", "out_channels": 9, **SMALL})]
+TINY = [part for key, value in SMALL.items() for part in (f"--network_def#{key}", str(value))]
 
 
 @pytest.fixture(scope="module")
