@@ -1,4 +1,4 @@
-"""`python -m benchmarks [vmunet cmunext volume loader]`: measures, writes results/*.json, renews README.md's table."""
+"""`python -m benchmarks [PART …]`: measures, writes results/*.json, renews README.md's table."""
 
 import argparse
 import importlib
@@ -48,12 +48,14 @@ def table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS), help="which (all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all)")
     parser.add_argument("--threads", type=int, default=2, help="(%(default)s)")
     options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
     torch.set_num_threads(options.threads)
     keep_freed_memory()  # as `prepare_network` does, so that all alternatives have it
-    for part in options.parts:
+    for part in options.parts or PARTS:
         rows = importlib.import_module(f"benchmarks.{part}").rows()
         write(part, rows)
         for row in rows:
