@@ -23,7 +23,6 @@ from networks.training import keep_freed_memory, prepare_network
 from prepare.phantoms import dermoscopy_phantom
 
 RESULTS = Path(__file__).parent / "results"
-TURN = 0.05
 
 
 def machine() -> dict[str, Any]:
@@ -44,16 +43,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def interleaved(alternatives: Mapping[str, Callable[[], Any]], rounds: int = 7, warm_up: int = 2) -> dict[str, float]:
+def interleaved(
+    alternatives: Mapping[str, Callable[[], Any]], rounds: int = 7, warm_up: int = 2, turn: float = 0.05
+) -> dict[str, float]:
     """Median seconds of each alternative, taking turns so that a slow moment of the machine hits all of them.
 
-    A turn lasts at least TURN seconds: what is quicker runs several times, as in use, and each run counts.
+    A turn lasts at least `turn` seconds: what is quicker runs several times, as in use, and each run counts.
     """
     repeats = {}
     for name, run in alternatives.items():
         for _ in range(warm_up):
             run()
-        repeats[name] = 1 + int(TURN / _seconds(run))
+        repeats[name] = 1 + int(turn / _seconds(run))
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for _ in range(rounds):
         for name, run in alternatives.items():
@@ -118,10 +119,16 @@ def _run_built(build: Callable[[], Callable[[], Any]]) -> None:
 
 
 def peak_memory(work: Callable[[Any], Any], argument: Any) -> float:
-    """MiB that `work(argument)` adds at its peak to a process that has imported everything it needs (Linux)."""
+    """MiB that `work(argument)` adds at its peak to a process that has imported everything it needs (Linux).
+
+    The least of three processes: what the allocator happens to place where is up to a tenth more.
+    """
     context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_added_memory, (work, argument, torch.get_num_threads()))
+    found = []
+    for _ in range(3):
+        with context.Pool(1) as pool:
+            found.append(pool.apply(_added_memory, (work, argument, torch.get_num_threads())))
+    return min(found)
 
 
 def _added_memory(work: Callable[[Any], Any], argument: Any, threads: int) -> float:
