@@ -35,7 +35,8 @@ def table() -> str:
             at_most = " over " in row["what"] or "share" in row["what"]
             values = [f"{row[k]:.4g} {u}" for k, u in (("ms", "ms"), ("mib", "MiB")) if k in row]
             others = [f"{row[k]:.4g} {u}" for k, u in (("against_ms", "ms"), ("against_mib", "MiB")) if k in row]
-            extra = "".join(f", {k} {row[k]:.5f}" for k in ("iou", "difference") if k in row)
+            extra = f", IoU {row['iou']:.5f}" if "iou" in row else ""
+            extra += f", largest difference {row['difference']:.1g}" if "difference" in row else ""
             goal = ""
             if "goal" in row:
                 met = row["ratio"] <= row["goal"] if at_most else row["ratio"] >= row["goal"]
@@ -44,6 +45,13 @@ def table() -> str:
                 f"| {row['what']}{extra} | {''.join(values)} | {''.join(others)} | {row['ratio']:.3g} | {goal} |"
             )
     return "\n".join(lines)
+
+
+def renew() -> None:
+    """Puts the table of what lies in results/ into the README."""
+    text = README.read_text()
+    before, rest = text.split(START)
+    README.write_text(f"{before}{START}{table()}\n{END}{rest.split(END)[1]}")
 
 
 def main() -> None:
@@ -60,9 +68,7 @@ def main() -> None:
         write(part, rows)
         for row in rows:
             print(f"{row['ratio']:8.3g}  (goal {row.get('goal', '-')})  {row['what']}", flush=True)
-    text = README.read_text()
-    before, rest = text.split(START)
-    README.write_text(f"{before}{START}{table()}\n{END}{rest.split(END)[1]}")
+    renew()
 
 
 if __name__ == "__main__":
