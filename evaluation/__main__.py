@@ -3,7 +3,8 @@
 Two files, or two folders searched with their sub-folders and paired by name: `img0001_pred.nii.gz` belongs to
 `label0001.nii.gz`, `ISIC_0000000.png` to `ISIC_0000000_segmentation.png`. Volumes (NIfTI, HDF5 with a data set `label`)
 are brought to one orientation and scored per organ under both protocols; images (PNG and the like) are scored per image
-and pooled. Where both files know their geometry it must be the same.
+and pooled. Where both files know their geometry it must be the same. Labels that number their classes in another way
+than the predictions, as BTCV's raw ones do, are read with `--label-ids`.
 """
 
 from __future__ import annotations
@@ -71,8 +72,15 @@ def read_image(path: Path, classes: int) -> np.ndarray:
     return (grey > (0 if grey.max() <= 1 else 127)).astype(np.uint8)
 
 
-def evaluate(pairs: Sequence[tuple[Path, Path]], report: Report, spacing: Sequence[float] | None = None) -> None:
+def evaluate(
+    pairs: Sequence[tuple[Path, Path]],
+    report: Report,
+    spacing: Sequence[float] | None = None,
+    label_ids: Sequence[int] = (),
+) -> None:
     """Score all pairs; `spacing` (D, H, W) in mm holds for volumes that do not know theirs.
+
+    `label_ids`: the numbers that classes 1, 2, … have in the labels of volumes; all others are background.
 
     Raises ValueError naming the files that cannot be read or do not fit.
     """
@@ -85,7 +93,10 @@ def evaluate(pairs: Sequence[tuple[Path, Path]], report: Report, spacing: Sequen
         sizes = spacing_mm(prediction), spacing_mm(label)
         if None not in sizes and not torch.allclose(prediction.affine, label.affine, rtol=0, atol=1e-2):
             raise ValueError(f"{prediction_file} and {label_file} lie differently in space: their affines differ")
-        report.add(str(label_file), prediction[0], label[0], sizes[1] or sizes[0] or spacing)
+        true: torch.Tensor = label[0]
+        if label_ids:
+            true = torch.stack([true == number for number in (0, *label_ids)]).byte().argmax(0)
+        report.add(str(label_file), prediction[0], true, sizes[1] or sizes[0] or spacing)
 
 
 def _by_name(path: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
@@ -107,8 +118,15 @@ def _by_name(path: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def _highest_class(files: Sequence[Path]) -> int:
-    return max(1, *(int(read_volume(file).max()) for file in files))
+def _count_classes(pairs: Sequence[tuple[Path, Path]]) -> int:
+    """The highest class of the labels; raises ValueError where the predictions seem to be numbered in another way."""
+    predicted, true = (max(1, *(int(read_volume(file).max()) for file in files)) for files in zip(*pairs, strict=True))
+    if true > predicted:
+        raise ValueError(
+            f"the labels hold classes up to {true}, the predictions up to {predicted}: name the classes with --organs"
+            " if both number them alike, else say the labels' numbers with --label-ids (BTCV's raw: 8 4 3 2 6 11 1 7)"
+        )
+    return true
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -116,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("predictions", type=Path, help="file, or folder of files")
     parser.add_argument("labels", type=Path, help="file, or folder of files")
     parser.add_argument("--organs", nargs="+", metavar="NAME", help="names of the classes 1, 2, …; for images: lesion")
+    parser.add_argument("--label-ids", nargs="+", type=int, default=[], metavar="ID", help="numbers of classes 1, 2, "
+                        "… in volumes' labels, where they differ (BTCV's raw labels: 8 4 3 2 6 11 1 7)")  # fmt: skip
     parser.add_argument("--spacing", nargs=3, type=float, metavar=("D", "H", "W"), help="voxel size in mm along the "
                         "body, front to back and side to side, of volumes that do not know it")  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="DIR", help="write metrics.csv and summary.json there")
@@ -126,11 +146,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pairs = pair_files(options.predictions, options.labels)
         report: Report
         if is_volume(pairs[0][1]):
-            organs = options.organs or [f"class {i + 1}" for i in range(_highest_class([label for _, label in pairs]))]
+            count = len(options.label_ids) or (0 if options.organs else _count_classes(pairs))
+            organs = options.organs or [f"class {i + 1}" for i in range(count)]
+            if options.label_ids and len(organs) != count:
+                raise ValueError(f"--organs names {len(organs)} classes, --label-ids numbers {count}")
             report = VolumeScores(organs, options.title, options.selection)
         else:
             report = ImageScores(options.organs or ["lesion"], options.title, options.selection)
-        evaluate(pairs, report, options.spacing)
+        evaluate(pairs, report, options.spacing, options.label_ids)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(report.table())

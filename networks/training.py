@@ -250,7 +250,7 @@ def load_or_exit(network: nn.Module, path: str | Path | None) -> nn.Module:
     try:
         report = load_weights(network, path)
     except FileNotFoundError as error:
-        raise SystemExit(f"{error}: train first, or name a checkpoint as --ckpt_path") from error
+        raise SystemExit(f"{error}: train first, or name an existing checkpoint as --ckpt_path") from error
     except ValueError as error:
         raise SystemExit(str(error)) from error
     logger.info(str(report))

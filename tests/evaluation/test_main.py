@@ -84,6 +84,24 @@ def test_raw_names_are_paired_and_classes_numbered(folders, capsys):
     assert "class 3" not in out
 
 
+def test_labels_may_number_their_classes_in_another_way(folders, capsys):
+    predictions, labels = folders
+    label = blobs(1)
+    raw = np.array([0, 11, 4], np.uint8)[label]
+    raw[0, 0, 0] = 7  # an organ that is not asked for
+    save_nifti(predictions / "img0001_pred.nii.gz", label)
+    save_nifti(labels / "label0001.nii.gz", raw)
+    message = failure(predictions, labels)
+    assert "the labels hold classes up to 11, the predictions up to 2" in message
+    assert "--label-ids" in message
+    out = run(capsys, predictions, labels, "--label-ids", 11, 4)
+    assert out.count("100.00") > 3
+    assert "class 3" not in out
+    assert "--organs names 1 classes, --label-ids numbers 2" in failure(
+        predictions, labels, "--organs", "liver", "--label-ids", 11, 4
+    )
+
+
 def test_released_volumes_take_the_spacing_that_is_given(folders, capsys):
     predictions, labels = folders
     save_h5(predictions / "a.npy.h5", blobs(0))

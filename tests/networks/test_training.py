@@ -216,7 +216,9 @@ def test_weights_are_loaded_or_the_program_ends_with_one_line(tmp_path: Path, ca
     caplog.set_level(logging.INFO)
     assert load_or_exit(network, None) is network
     assert "random" in caplog.text
-    with pytest.raises(SystemExit, match=r"no weight file .*model\.pt: train first, or name a checkpoint as --ckpt_pa"):
+    with pytest.raises(
+        SystemExit, match=r"no weight file .*model\.pt: train first, or name an existing checkpoint as --ck"
+    ):
         load_or_exit(network, path)
     torch.save(nn.Linear(2, 3).state_dict(), path)
     with pytest.raises(SystemExit, match=r"model\.pt.*mis-shaped") as caught:
