@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.harness import draw, interleaved, learned, mask_iou, untouched
+from benchmarks.harness import draw, forward, interleaved, learned, mask_iou, step, untouched
 from networks import cmunext
 from networks.training import prepare_network
 
@@ -19,31 +19,12 @@ def build() -> nn.Module:
     return cmunext()
 
 
-def forward(network: nn.Module) -> Callable[[], Any]:
-    image = torch.rand(1, 3, SIZE, SIZE)
-
-    def run() -> None:
-        with torch.inference_mode():
-            network(image)
-
-    return run
-
-
-def training_step(network: nn.Module) -> Callable[[], Any]:
-    image = torch.rand(8, 3, SIZE, SIZE)
-    network.train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-
-    def run() -> None:
-        optimizer.zero_grad()
-        network(image).square().mean().backward()
-        optimizer.step()
-
-    return run
+def training_step(network: nn.Module) -> Callable[[], None]:
+    return step(network, torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9), SIZE, batch=8)
 
 
 def plain_forward() -> Callable[[], Any]:
-    return forward(build().eval())
+    return forward(build().eval(), SIZE)
 
 
 def plain_training_step() -> Callable[[], Any]:
@@ -58,7 +39,9 @@ def inference() -> list[dict[str, Any]]:
         difference = float((single(images[:1]) - network(images[:1])).abs().max())
     iou = mask_iou([network, half], images)
     with untouched(plain_forward) as plain:
-        seconds = interleaved({"plain": plain, "float32": forward(single), "bfloat16": forward(half)}, rounds=21)
+        seconds = interleaved(
+            {"plain": plain, "float32": forward(single, SIZE), "bfloat16": forward(half, SIZE)}, rounds=21
+        )
     return [
         {
             **compare("CMUNeXt forward, float32 folded, channels-last, compiled", seconds, "float32", 1.8),

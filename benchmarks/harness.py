@@ -68,6 +68,30 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def forward(network: nn.Module, size: int) -> Callable[[], Tensor]:
+    """One image through `network`."""
+    image = torch.rand(1, 3, size, size)
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return network(image)
+
+    return run
+
+
+def step(network: nn.Module, optimizer: torch.optim.Optimizer, size: int, batch: int) -> Callable[[], None]:
+    """One training step, with a loss that costs nothing."""
+    image = torch.rand(batch, 3, size, size)
+    network.train()
+
+    def run() -> None:
+        optimizer.zero_grad()
+        network(image).square().mean().backward()
+        optimizer.step()
+
+    return run
+
+
 def learned(network: nn.Module, steps: int = 300, size: int = 128) -> nn.Module:
     """`network` after a short training on phantoms, so that comparing its masks in two precisions means something."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness import draw, interleaved, learned, mask_iou, peak_memory, untouched
+from benchmarks.harness import draw, forward, interleaved, learned, mask_iou, peak_memory, step, untouched
 from networks import VMUNet, selective_scan
 from networks.training import prepare_network
 from networks.vmunet import SS2D
@@ -35,27 +35,8 @@ def network(kind: type[SS2D] = SS2D, backend: str | None = None) -> VMUNet:
     return built
 
 
-def forward(net: nn.Module, size: int) -> Callable[[], Tensor]:
-    image = torch.rand(1, 3, size, size)
-
-    def run() -> Tensor:
-        with torch.inference_mode():
-            return net(image)
-
-    return run
-
-
 def training_step(net: nn.Module, size: int, batch: int = 1) -> Callable[[], None]:
-    image = torch.rand(batch, 3, size, size)
-    net.train()
-    optimizer = torch.optim.AdamW(net.parameters(), fused=True)  # as the bundles
-
-    def run() -> None:
-        optimizer.zero_grad()
-        net(image).square().mean().backward()
-        optimizer.step()
-
-    return run
+    return step(net, torch.optim.AdamW(net.parameters(), fused=True), size, batch)  # the optimizer of the bundles
 
 
 def reference_forward() -> Callable[[], Tensor]:
