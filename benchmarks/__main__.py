@@ -64,10 +64,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()  # as `prepare_network` does, so that all alternatives have it
     for part in options.parts or PARTS:
-        rows = importlib.import_module(f"benchmarks.{part}").rows()
+        print(f"{part}, some minutes: ratio (goal) what", flush=True)
+        rows = []
+        for row in importlib.import_module(f"benchmarks.{part}").rows():
+            rows.append(row)
+            print(f"{row['ratio']:8.3g} ({row.get('goal', '-')}) {row['what']}", flush=True)
         write(part, rows)
-        for row in rows:
-            print(f"{row['ratio']:8.3g}  (goal {row.get('goal', '-')})  {row['what']}", flush=True)
     renew()
 
 

@@ -3,6 +3,7 @@
 import random
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,5 +107,6 @@ def throughput() -> dict[str, Any]:
     }
 
 
-def rows() -> list[dict[str, Any]]:
-    return [throughput(), arithmetic()]
+def rows() -> Iterator[dict[str, Any]]:
+    yield throughput()
+    yield arithmetic()

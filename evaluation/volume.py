@@ -80,7 +80,8 @@ class SliceToVolume(Inferer):
         size = stack.shape[-2:]
         device = self._compute_device(network, volumes)
         parts = []
-        with tqdm(total=stack.shape[0] * stack.shape[1], unit="slice", disable=not self.progress) as bar:
+        slices = stack.shape[0] * stack.shape[1]
+        with tqdm(desc="Volume", total=slices, unit="slice", leave=False, disable=not self.progress) as bar:
             for batch in (part for volume in stack for part in volume.split(self.batch_size)):  # (n, C, H, W)
                 zoomed = spline_zoom(batch.to(device, torch.float32), self.spatial_size or size, order=3)
                 out = network(zoomed, *args, **kwargs)

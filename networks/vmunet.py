@@ -67,15 +67,19 @@ class SS2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         d = self.conv2d.in_channels
         w_x, w_z = self.in_proj.weight.split(d)
-        z = F.linear(x, w_z)  # (B, H, W, d), as is what follows
+        z = F.silu(F.linear(x, w_z))  # (B, H, W, d), as is what follows
         x = F.linear(x, w_x).permute(0, 3, 1, 2)
-        x = F.silu(self.conv2d(x)).permute(0, 2, 3, 1)
+        x = self.scan(F.silu(self.conv2d(x)).permute(0, 2, 3, 1))
+        return self.out_proj(self.out_norm(x) * z)
 
+    def scan(self, x: Tensor) -> Tensor:
+        """The core: delta, B and C from x, and four scans: (B, H, W, d) → (B, H, W, d)."""
         x_dbl = F.linear(x, self.x_proj_weight.flatten(0, 1))  # (B, H, W, 4·(R + 2N))
         x_dbl = x_dbl.unflatten(-1, self.x_proj_weight.shape[:2])
         A = -self.A_logs.float().exp()
-        y = selective_scan_2d(x, x_dbl, self.dt_projs_weight, A, self.Ds, self.dt_projs_bias, backend=self.scan_backend)
-        return self.out_proj(self.out_norm(y) * F.silu(z))
+        return selective_scan_2d(
+            x, x_dbl, self.dt_projs_weight, A, self.Ds, self.dt_projs_bias, backend=self.scan_backend
+        )
 
 
 class DropPath(nn.Module):
@@ -273,10 +277,10 @@ class VMUNet(nn.Module):
         x = self.patch_embed(x)
         skips: list[Tensor] = []
         for stage in self.layers:
-            skips.append(x)
             x = stage(x)
+            skips.append(x)
+        skips.pop()  # the deepest one goes on as it is
         for i, stage in enumerate(self.layers_up):
-            # the first stage continues from the deepest one; the input of the first encoder stage is never a skip
-            x = stage(x if i == 0 else x + skips[-i])
+            x = stage(x if i == 0 else x + skips.pop())
         x = self.final_conv(self.final_up(x).permute(0, 3, 1, 2))
         return x[:, :, :height, :width]
