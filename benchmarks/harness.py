@@ -124,22 +124,22 @@ def mask_iou(networks: Sequence[Callable[[Tensor], Tensor]], images: Tensor) -> 
 
 
 @contextmanager
-def untouched(build: Callable[[], Callable[[], Any]]) -> Iterator[Callable[[], Any]]:
-    """`build()` in a process of its own whose memory nothing of ours has touched; gives what runs it there.
+def untouched(build: Callable[..., Callable[[], Any]], *arguments: Any) -> Iterator[Callable[[], Any]]:
+    """`build(*arguments)` in a process of its own whose memory nothing of ours has touched; gives what runs it there.
 
     A call costs a fraction of a millisecond on top.
     """
     with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
-        yield lambda: pool.apply(_run_built, (build,))
+        yield lambda: pool.apply(_run_built, (build, *arguments))
 
 
 @functools.cache
-def _built(build: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
-    return build()
+def _built(build: Callable[..., Callable[[], Any]], *arguments: Any) -> Callable[[], Any]:
+    return build(*arguments)
 
 
-def _run_built(build: Callable[[], Callable[[], Any]]) -> None:
-    _built(build)()
+def _run_built(build: Callable[..., Callable[[], Any]], *arguments: Any) -> None:
+    _built(build, *arguments)()
 
 
 def peak_memory(work: Callable[[Any], Any], argument: Any) -> float:

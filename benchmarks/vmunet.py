@@ -53,12 +53,8 @@ def published_floor() -> Callable[[], Tensor]:
     return forward(network(PublishedFloor), 256)
 
 
-def reference_step_96() -> Callable[[], None]:
-    return training_step(network(backend="reference"), 96)
-
-
-def reference_step_128() -> Callable[[], None]:
-    return training_step(network(backend="reference"), 128)
+def reference_training_step(size: int) -> Callable[[], None]:
+    return training_step(network(backend="reference"), size)
 
 
 def memory_of_training(kind: type[SS2D]) -> None:
@@ -121,9 +117,9 @@ def inference() -> list[dict[str, Any]]:
 def training() -> list[dict[str, Any]]:
     seconds = interleaved({"forward": forward(network(), 256), "step": training_step(network(), 256)}, rounds=7)
     step_96, step_128 = training_step(network(), 96), training_step(network(), 128)
-    with untouched(reference_step_96) as reference:
+    with untouched(reference_training_step, 96) as reference:
         small = interleaved({"step": step_96, "reference": reference}, rounds=3, warm_up=1, turn=2)
-    with untouched(reference_step_128) as reference:  # minutes a step
+    with untouched(reference_training_step, 128) as reference:  # minutes a step
         middle = interleaved({"step": step_128, "reference": reference}, rounds=1, warm_up=0, turn=2)
     memory = [peak_memory(memory_of_training, kind) for kind in (SS2D, Floor)]
     return [

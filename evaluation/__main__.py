@@ -93,9 +93,11 @@ def evaluate(
         sizes = spacing_mm(prediction), spacing_mm(label)
         if None not in sizes and not torch.allclose(prediction.affine, label.affine, rtol=0, atol=1e-2):
             raise ValueError(f"{prediction_file} and {label_file} lie differently in space: their affines differ")
-        true: torch.Tensor = label[0]
+        true = label[0]
         if label_ids:
-            true = torch.stack([true == number for number in (0, *label_ids)]).byte().argmax(0)
+            true = torch.zeros_like(label[0])
+            for index, number in enumerate(label_ids, 1):
+                true[label[0] == number] = index
         report.add(str(label_file), prediction[0], true, sizes[1] or sizes[0] or spacing)
 
 
