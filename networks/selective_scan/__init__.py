@@ -2,15 +2,18 @@
 
 - `reference`: a loop over the positions in PyTorch; slow, obvious, the only one that computes in float64.
 - `parallel`: PyTorch only, no loop over the length; runs everywhere, and is what tracing, scripting and export use.
-- `cpu`: the native kernel, forward and backward, built at installation where there is a C compiler.
+- `cpu`: the native kernel, built at installation where there is a C compiler.
+- `mamba_ssm`: that package's own kernel for NVIDIA GPUs, where it is installed.
 - `triton`: kernels for NVIDIA GPUs, compiled by the Triton that comes with PyTorch.
-- `cuda`: mamba_ssm's kernel, where it is really there.
 
 Symbols: u (or x) input, delta (Δ) step, A state decay, B and C input and output projections, D skip; N states a
 channel, G groups that share B and C, L positions, R rank of Δ.
 """
 
+from __future__ import annotations
+
 import functools
+import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,36 +23,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu, cuda, parallel, reference, triton_scan
+from . import cpu, mamba_ssm, parallel, reference, triton_scan
 
 __all__ = ["available_backends", "default_backend", "selective_scan", "selective_scan_2d"]
 
-# Best first; `triton` before `cuda` because it needs nothing built, `python benchmarks/gpu.py` compares them.
-# A native backend names its DEVICE, and says by unavailable() why it cannot be used, "" if it can.
-_NATIVE: dict[str, ModuleType] = {"cpu": cpu, "triton": triton_scan, "cuda": cuda}
+logger = logging.getLogger(__name__)
+
+# Best first. `mamba_ssm` is proven on GPUs; `triton` has only run in Triton's interpreter so far.
+# A native backend names its DEVICE, and unavailable() says why it cannot be used: "" if it can.
+_NATIVE: dict[str, ModuleType] = {"cpu": cpu, "mamba_ssm": mamba_ssm, "triton": triton_scan}
 _EVERYWHERE: dict[str, ModuleType] = {"parallel": parallel, "reference": reference}
 
 
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
-    """The backends that can be used on `device`, best first."""
+    """The backends that can be used on `device`, best first.
+
+    Example:
+        >>> available_backends("cpu")[-2:]
+        ('parallel', 'reference')
+    """
     kind = torch.device(device).type
     native = (name for name, module in _NATIVE.items() if kind == module.DEVICE and not module.unavailable())
     return *native, *_EVERYWHERE
 
 
 def default_backend(device: torch.device | str) -> str:
-    """The backend that `backend=None` takes on `device`."""
+    """The backend that `backend=None` takes on `device`.
+
+    Example:
+        >>> default_backend("meta")
+        'parallel'
+    """
     return available_backends(device)[0]
 
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=4)
+    logger.warning(message)
 
 
-@torch.compiler.assume_constant_result
 def _choose(backend: str | None, kind: str) -> str:
-    """The backend for a kind of device: the best one, or the one asked for, which raises where it cannot be used."""
+    """The backend for a kind of device: the best one, or the one asked for.
+
+    Raises:
+        ValueError: when the backend is unknown or not for this device.
+        RuntimeError: when it is not installed.
+    """
     if backend is None:
         chosen = default_backend(kind)
         missing = [module.unavailable() for module in _NATIVE.values() if kind == module.DEVICE]
@@ -66,12 +85,16 @@ def _choose(backend: str | None, kind: str) -> str:
     return backend
 
 
+# All that torch.compiler.assume_constant_result does; calling it imports torch._dynamo, and with it Triton.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _module(backend: str | None, device: torch.device) -> ModuleType:
     return (_NATIVE | _EVERYWHERE)[_choose(backend, device.type)]
 
 
-def _float32(kind: str) -> AbstractContextManager[Any]:
-    """Autocast switched off, on devices that have it."""
+def _without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """Switches autocast off, on devices that have it."""
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
@@ -122,9 +145,17 @@ def selective_scan(
         y (batch, G·d, L) in u's dtype. Computed in float32, by `reference` in float64 if u is.
 
     Raises:
-        ValueError: shapes or devices do not fit together, or the backend is unknown or not for this device.
-        TypeError: a tensor is not of a real floating-point type.
-        RuntimeError: the backend asked for is not installed.
+        ValueError: when shapes or devices do not fit together, or the backend is unknown or not for this device.
+        TypeError: when a tensor is not of a real floating-point type.
+        RuntimeError: when the backend asked for is not installed.
+
+    Example:
+        A state that forgets nothing (A = 0) adds up its inputs.
+
+        >>> u = torch.tensor([[[1.0, 2.0, 3.0]]])
+        >>> one = torch.ones(1, 1, 3)
+        >>> selective_scan(u, delta=one, A=torch.zeros(1, 1), B=one, C=one)
+        tensor([[[1., 3., 6.]]])
     """
     if B.dim() == 3:
         B = B.unsqueeze(1)
@@ -133,7 +164,7 @@ def selective_scan(
     if torch.jit.is_scripting():
         return parallel.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
     else:
-        with _float32(u.device.type):
+        with _without_autocast(u.device.type):
             if torch.jit.is_tracing():
                 return _scripted("selective_scan")(u, delta, A, B, C, D, delta_bias, delta_softplus)
             if torch.compiler.is_exporting():
@@ -185,12 +216,20 @@ def selective_scan_2d(
         y (B, H, W, d) in x's dtype. Computed in float32, by `reference` in float64 if x is.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as `selective_scan`.
+        ValueError: when shapes or devices do not fit together, or the backend is unknown or not for this device.
+        TypeError: when a tensor is not of a real floating-point type.
+        RuntimeError: when the backend asked for is not installed.
+
+    Example:
+        >>> x, x_dbl = torch.rand(1, 4, 5, 6), torch.rand(1, 4, 5, 4, 2 + 2 * 3)
+        >>> dt_weight, dt_bias = torch.rand(4, 6, 2), torch.rand(4, 6)
+        >>> selective_scan_2d(x, x_dbl, dt_weight, A=-torch.rand(24, 3), D=torch.rand(24), dt_bias=dt_bias).shape
+        torch.Size([1, 4, 5, 6])
     """
     if torch.jit.is_scripting():
         return parallel.selective_scan_2d(x, x_dbl, dt_weight, A, D, dt_bias)
     else:
-        with _float32(x.device.type):
+        with _without_autocast(x.device.type):
             if torch.jit.is_tracing():
                 return _scripted("selective_scan_2d")(x, x_dbl, dt_weight, A, D, dt_bias)
             if torch.compiler.is_exporting():

@@ -11,6 +11,7 @@ sequences with the channels last (B, L, G·d), scanned forwards in G groups.
 
 import functools
 import importlib
+import importlib.util
 import math
 from types import ModuleType
 from typing import Any
@@ -31,11 +32,14 @@ _MERGE = 1024
 
 @functools.cache
 def unavailable() -> str:
-    """Why the kernels cannot be used and how to get them; empty if they can."""
-    try:
-        importlib.import_module("triton")
-    except ModuleNotFoundError as error:
-        return f"backend 'triton' is not installed ({error}); install it: {INSTALL}"
+    """Why the kernels cannot be used and how to get them; empty if they can. Does not import Triton.
+
+    Example:
+        >>> torch.cuda.is_available() or bool(unavailable())
+        True
+    """
+    if importlib.util.find_spec("triton") is None:
+        return f"backend 'triton' is not installed (no module triton); install it: {INSTALL}"
     if not torch.cuda.is_available():
         return "backend 'triton' needs an NVIDIA GPU and a CUDA build of PyTorch"
     if torch.cuda.get_device_capability() < (8, 0):

@@ -1,12 +1,14 @@
 """The selective scan as others use it: scripted, traced, compiled, exported; installed or not."""
 
+from __future__ import annotations
+
 import importlib.machinery
-import pathlib
 import re
 import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from networks.selective_scan import available_backends, cpu, default_backend, selective_scan, selective_scan_2d
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
@@ -51,8 +53,11 @@ class Scan1d(nn.Module):
         return selective_scan(u, torch.tanh(u), A, B, C, delta_bias=self.bias, delta_softplus=True)
 
 
+Case = tuple[nn.Module, Tensor, Tensor]
+
+
 @pytest.fixture(params=["1d", "2d"])
-def case(request):
+def case(request: pytest.FixtureRequest) -> Case:
     """A module, an input, and one of another size."""
     torch.manual_seed(0)
     if request.param == "1d":
@@ -60,7 +65,7 @@ def case(request):
     return Scan2d(), torch.randn(2, 5, 7, 6), torch.randn(3, 9, 10, 6)
 
 
-def _assert_same(module, other, x):
+def _assert_same(module: nn.Module, other: nn.Module, x: Tensor) -> None:
     parameters = list(module.parameters())
     expected, y = module(x), other(x)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
@@ -69,7 +74,7 @@ def _assert_same(module, other, x):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
-def test_script(case, tmp_path):
+def test_script(case: Case, tmp_path: Path) -> None:
     module, x, larger = case
     scripted = torch.jit.script(module)
     _assert_same(module, scripted, x)
@@ -78,7 +83,7 @@ def test_script(case, tmp_path):
     torch.testing.assert_close(torch.jit.load(tmp_path / "scan.ts")(larger), module(larger), rtol=1e-4, atol=1e-5)
 
 
-def test_trace_keeps_the_size_open(case):
+def test_trace_keeps_the_size_open(case: Case) -> None:
     module, x, larger = case
     traced = torch.jit.trace(module, x)
     _assert_same(module, traced, x)
@@ -86,7 +91,7 @@ def test_trace_keeps_the_size_open(case):
     assert "selective_scan::" not in str(traced.inlined_graph)
 
 
-def test_compile_without_graph_breaks(case):
+def test_compile_without_graph_breaks(case: Case) -> None:
     module, x, larger = case
     torch.compiler.reset()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -94,14 +99,14 @@ def test_compile_without_graph_breaks(case):
     _assert_same(module, compiled, larger)
 
 
-def test_export(case):
+def test_export(case: Case) -> None:
     module, x, _ = case
     program = torch.export.export(module, (x,))
     torch.testing.assert_close(program.module()(x), module(x), rtol=1e-4, atol=1e-5)
     assert not any("selective_scan" in str(node.target) for node in program.graph.nodes)
 
 
-def test_export_keeps_the_size_open(case):
+def test_export_keeps_the_size_open(case: Case) -> None:
     module, x, larger = case
     sizes = (0, 2) if x.dim() == 3 else (0, 1, 2)
     shapes = {axis: torch.export.Dim.DYNAMIC for axis in sizes}
@@ -110,7 +115,7 @@ def test_export_keeps_the_size_open(case):
         torch.testing.assert_close(program.module()(value), module(value), rtol=1e-4, atol=1e-5)
 
 
-def test_backends_by_device():
+def test_backends_by_device() -> None:
     native = () if cpu.unavailable() else ("cpu",)
     assert available_backends() == (*native, "parallel", "reference")
     assert available_backends(torch.device("meta")) == ("parallel", "reference")
@@ -118,17 +123,17 @@ def test_backends_by_device():
     assert default_backend("cpu") == available_backends("cpu")[0]
 
 
-def _tiny():
+def _tiny() -> tuple[Tensor, ...]:
     x = torch.ones(1, 2, 3)
     return x, x, -torch.ones(2, 4), torch.ones(1, 1, 4, 3), torch.ones(1, 1, 4, 3)
 
 
-def test_unknown_backend_lists_the_known():
+def test_unknown_backend_lists_the_known() -> None:
     with pytest.raises(ValueError, match=r"unknown selective scan backend 'gpu'; known are cpu, .*parallel, reference"):
         selective_scan(*_tiny(), backend="gpu")
 
 
-def test_backend_for_another_device():
+def test_backend_for_another_device() -> None:
     with pytest.raises((ValueError, RuntimeError), match="does not run on meta|not built"):
         selective_scan(*(t.to("meta") for t in _tiny()), backend="cpu")
 
@@ -147,19 +152,16 @@ CALL = """
 """
 
 
-def _python(code, folder):
-    """What `code` prints, run with the packages in `folder` only."""
-    code = textwrap.dedent(CALL) + textwrap.dedent(code)
-    path = f"import sys; sys.path[:0] = [{str(folder)!r}]\n"
-    result = subprocess.run(
-        [sys.executable, "-W", "always", "-c", path + code], cwd=folder, capture_output=True, text=True
-    )
+def _python(code: str, folder: Path) -> tuple[str, list[str]]:
+    """What `code` prints, and what it logs about the scan; it sees the packages in `folder` only."""
+    code = f"import sys; sys.path[:0] = [{str(folder)!r}]\n" + textwrap.dedent(CALL) + textwrap.dedent(code)
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout, [line for line in result.stderr.splitlines() if "selective scan" in line]
 
 
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(tmp_path: Path) -> Path:
     """The package without the built kernel."""
     unbuilt = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
     shutil.copytree(ROOT / "networks" / "selective_scan", tmp_path / "networks" / "selective_scan", ignore=unbuilt)
@@ -167,57 +169,87 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def test_without_native_kernel_there_is_one_warning(checkout):
+def test_import_takes_torch_only(checkout: Path) -> None:
+    code = """
+        available_backends("cuda")
+        names = {name.partition(".")[0] for name in sys.modules}
+        print(names & {"monai", "ignite", "scipy", "triton", "mamba_ssm"})
+    """
+    out, _ = _python(code, checkout)
+    assert out == "set()\n"
+
+
+def test_without_native_kernel_there_is_one_notice(checkout: Path) -> None:
     """Backends asked for by name are silent; the default says once what is missing; the command is in every message."""
-    code = "call('parallel'); call('reference'); message('cpu'); message('cuda'); print(available_backends('cpu'))"
-    out, warned = _python(code, checkout)
-    assert warned == []
-    no_kernel, no_cuda, available = out.splitlines()
+    code = "call('parallel'); call('reference'); message('cpu'); message('mamba_ssm'); print(available_backends('cpu'))"
+    out, logged = _python(code, checkout)
+    assert logged == []
+    no_kernel, no_mamba, available = out.splitlines()
     assert "not built; build it: `pip install -e .`" in no_kernel
-    assert "No module named 'mamba_ssm'" in no_cuda
-    assert "`pip install --no-build-isolation mamba-ssm causal-conv1d`" in no_cuda
+    assert "No module named 'mamba_ssm'" in no_mamba
+    assert "`pip install --no-build-isolation mamba-ssm causal-conv1d`" in no_mamba
     assert available == "('parallel', 'reference')"
-    _, warned = _python("call(); call(); call('parallel')", checkout)
-    assert len(warned) == 1
-    assert "native kernel of the selective scan is not built; build it: `pip install -e .`" in warned[0]
+    _, logged = _python("call(); call(); call('parallel')", checkout)
+    assert len(logged) == 1
+    assert "native kernel of the selective scan is not built; build it: `pip install -e .`" in logged[0]
 
 
-def test_broken_native_kernel_does_not_look_absent(checkout):
+def test_broken_native_kernel_does_not_look_absent(checkout: Path) -> None:
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
     (checkout / "networks" / "selective_scan" / f"scan_cpu{suffix}").write_bytes(b"not a library")
     out, _ = _python("try:\n    call()\nexcept OSError as error:\n    print(error)", checkout)
     assert "scan_cpu" in out
 
 
+def _install_mamba(folder: Path, interface: str) -> None:
+    (folder / "mamba_ssm" / "ops").mkdir(parents=True)
+    (folder / "mamba_ssm" / "__init__.py").touch()
+    (folder / "mamba_ssm" / "ops" / "__init__.py").touch()
+    (folder / "mamba_ssm" / "ops" / "selective_scan_interface.py").write_text(interface)
+
+
 @pytest.mark.parametrize("guarded", [False, True])
-def test_mamba_without_its_kernel_is_not_there(checkout, guarded):
+def test_mamba_without_its_kernel_is_not_there(checkout: Path, guarded: bool) -> None:
     """Released mamba_ssm imports its kernel, the development version tries to: neither may pass for the kernel."""
-    folder = checkout / "mamba_ssm" / "ops"
-    folder.mkdir(parents=True)
-    (folder.parent / "__init__.py").touch()
-    (folder / "__init__.py").touch()
     guard = "try:\n    import selective_scan_cuda\nexcept ImportError:\n    selective_scan_cuda = None\n"
-    (folder / "selective_scan_interface.py").write_text(guard if guarded else "import selective_scan_cuda\n")
-    out, _ = _python("message('cuda'); print(available_backends('cuda'))", checkout)
+    _install_mamba(checkout, guard if guarded else "import selective_scan_cuda\n")
+    out, _ = _python("message('mamba_ssm'); print(available_backends('cuda'))", checkout)
     assert "mamba_ssm is there without its kernel (no module selective_scan_cuda)" in out
     assert "MAMBA_KEEP_CUDA_BUILD=TRUE" in out
     assert "('parallel', 'reference')" in out
 
 
-def test_broken_mamba_does_not_look_absent(checkout):
-    folder = checkout / "mamba_ssm" / "ops"
-    folder.mkdir(parents=True)
-    (folder.parent / "__init__.py").touch()
-    (folder / "__init__.py").touch()
-    (folder / "selective_scan_interface.py").write_text("import selective_scan_cuda\n")
+def test_broken_mamba_does_not_look_absent(checkout: Path) -> None:
+    _install_mamba(checkout, "import selective_scan_cuda\n")
     (checkout / "selective_scan_cuda.py").write_text("raise ImportError('undefined symbol: _ZN3c10')\n")
-    out, _ = _python("message('cuda')", checkout)
+    out, _ = _python("message('mamba_ssm')", checkout)
     assert "there but does not load (undefined symbol: _ZN3c10)" in out
+
+
+@pytest.mark.parametrize("installed", ["mamba_ssm", "triton", "both"])
+def test_preference_on_a_gpu(checkout: Path, installed: str) -> None:
+    """mamba_ssm's kernel where it is installed, then ours."""
+    if installed != "triton":
+        _install_mamba(checkout, "import selective_scan_cuda\n")
+        (checkout / "selective_scan_cuda.py").touch()
+    if installed != "mamba_ssm":
+        (checkout / "triton.py").touch()
+    code = f"""
+        import importlib.util
+        torch.cuda.is_available = lambda: True
+        torch.cuda.get_device_capability = lambda: (8, 0)
+        if {installed == "mamba_ssm"}:
+            importlib.util.find_spec = lambda name: None
+        print(available_backends("cuda"))
+    """
+    out, _ = _python(code, checkout)
+    expected = ("mamba_ssm", "triton") if installed == "both" else (installed,)
+    assert out == f"{(*expected, 'parallel', 'reference')}\n"
 
 
 @pytest.mark.skipif(bool(cpu.unavailable()), reason=cpu.unavailable())
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
-def test_one_openmp_runtime():
+def test_one_openmp_runtime() -> None:
     """The kernel shares PyTorch's OpenMP: two pools of threads would spin against each other."""
     code = "call(); print(open('/proc/self/maps').read())"
     out, _ = _python(code, ROOT)
@@ -225,7 +257,7 @@ def test_one_openmp_runtime():
     assert len(set(re.findall(r"\S*lib[gi]?omp[\w.-]*\.so\S*", out))) == 1
 
 
-def test_installs_without_a_compiler(tmp_path):
+def test_installs_without_a_compiler(tmp_path: Path) -> None:
     """setup.py says so and goes on."""
     for name in ("setup.py", "setup.cfg", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)

@@ -1,4 +1,9 @@
-"""The selective scan by mamba_ssm's CUDA kernel, where that is really there."""
+"""The selective scan by mamba_ssm's own CUDA kernel, where that is really there.
+
+The package can be installed without its kernel: then it computes in plain PyTorch, and does not count as this backend.
+"""
+
+from __future__ import annotations
 
 import functools
 import importlib
@@ -18,17 +23,22 @@ INSTALL = (
 
 @functools.cache
 def unavailable() -> str:
-    """Why the kernel cannot be used and how to get it; empty if it can."""
+    """Why the kernel cannot be used and how to get it; empty if it can.
+
+    Example:
+        >>> torch.cuda.is_available() or bool(unavailable())
+        True
+    """
     for module in ("mamba_ssm.ops.selective_scan_interface", "selective_scan_cuda"):
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             if error.name == "selective_scan_cuda":
                 return f"mamba_ssm is there without its kernel (no module selective_scan_cuda); install it: {INSTALL}"
-            return f"backend 'cuda' is not installed ({error}); install it: {INSTALL}"
+            return f"backend 'mamba_ssm' is not installed ({error}); install it: {INSTALL}"
         except ImportError as error:
             return f"mamba_ssm's kernel is there but does not load ({error}); install it again: {INSTALL}"
-    return "" if torch.cuda.is_available() else "backend 'cuda' needs an NVIDIA GPU and a CUDA build of PyTorch"
+    return "" if torch.cuda.is_available() else "backend 'mamba_ssm' needs an NVIDIA GPU and a CUDA build of PyTorch"
 
 
 def _kernel() -> Any:
