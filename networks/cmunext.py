@@ -14,6 +14,8 @@ Differences from the publication
 Tensor names are the published ones, hence the nested `nn.Sequential` and the capitals.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Sequence
 
@@ -26,7 +28,12 @@ STAGES = 5
 
 
 class Residual(nn.Module):
-    """x + fn(x)."""
+    """x + fn(x).
+
+    Example:
+        >>> Residual(nn.Identity())(torch.ones(2))
+        tensor([2., 2.])
+    """
 
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()
@@ -37,7 +44,12 @@ class Residual(nn.Module):
 
 
 class ConvBNReLU(nn.Module):
-    """3×3 convolution, norm, ReLU: (B, in_channels, H, W) → (B, out_channels, H, W)."""
+    """3×3 convolution, norm, ReLU: (B, in_channels, H, W) → (B, out_channels, H, W).
+
+    Example:
+        >>> ConvBNReLU(3, 8)(torch.zeros(2, 3, 4, 6)).shape
+        torch.Size([2, 8, 4, 6])
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -52,7 +64,12 @@ class ConvBNReLU(nn.Module):
 
 
 def inverted_bottleneck(in_channels: int, hidden: int, out_channels: int) -> list[nn.Module]:
-    """Two 1×1 convolutions, each followed by GELU and norm: the channels are mixed through `hidden` of them."""
+    """Two 1×1 convolutions, each followed by GELU and norm: the channels are mixed through `hidden` of them.
+
+    Example:
+        >>> nn.Sequential(*inverted_bottleneck(4, 16, 2))(torch.zeros(2, 4, 3, 5)).shape
+        torch.Size([2, 2, 3, 5])
+    """
     return [
         nn.Conv2d(in_channels, hidden, kernel_size=1),
         nn.GELU(),
@@ -67,6 +84,10 @@ class CMUNeXtBlock(nn.Module):
     """An encoder stage: `depth` times depthwise k×k and inverted bottleneck, then the change of width.
 
     (B, in_channels, H, W) → (B, out_channels, H, W)
+
+    Example:
+        >>> CMUNeXtBlock(4, 8, depth=2, kernel_size=7)(torch.zeros(2, 4, 3, 5)).shape
+        torch.Size([2, 8, 3, 5])
     """
 
     def __init__(self, in_channels: int, out_channels: int, depth: int, kernel_size: int) -> None:
@@ -94,7 +115,12 @@ class CMUNeXtBlock(nn.Module):
 
 
 class Up(nn.Module):
-    """Bilinear enlargement, then 3×3 convolution, norm, ReLU: (B, in_channels, H, W) → (B, out_channels, 2H, 2W)."""
+    """Bilinear enlargement, then 3×3 convolution, norm, ReLU: (B, in_channels, H, W) → (B, out_channels, 2H, 2W).
+
+    Example:
+        >>> Up(8, 4)(torch.zeros(2, 8, 3, 5)).shape
+        torch.Size([2, 4, 6, 10])
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -113,6 +139,10 @@ class SkipFusion(nn.Module):
     """Skip and decoder features, twice (B, c, H, W) → (B, c, H, W).
 
     A 3×3 convolution in two groups looks at each of the two by itself, then the inverted bottleneck mixes them.
+
+    Example:
+        >>> SkipFusion(4)(torch.zeros(2, 4, 3, 5), torch.zeros(2, 4, 3, 5)).shape
+        torch.Size([2, 4, 3, 5])
     """
 
     def __init__(self, c: int) -> None:
@@ -140,6 +170,11 @@ class CMUNeXt(nn.Module):
 
     Raises:
         ValueError: when there are not five stages or a kernel size is even.
+
+    Example:
+        >>> network = CMUNeXt(1, 3, dims=(2, 2, 2, 2, 2), depths=(1, 1, 1, 1, 1), kernel_sizes=(3, 3, 3, 3, 3))
+        >>> network(torch.zeros(2, 1, 30, 20)).shape
+        torch.Size([2, 3, 30, 20])
     """
 
     def __init__(
@@ -192,45 +227,71 @@ class CMUNeXt(nn.Module):
         x = self.Up_conv2(x1, self.Up2(x))  # (B, d1, H, W)
         return self.Conv_1x1(x)[..., :height, :width]
 
+    @torch.no_grad()
+    def frozen(self, bfloat16: bool = False) -> CMUNeXt:
+        """A copy for inference: in eval mode, norms merged into the convolutions before or after them.
+
+        The copy computes the same up to rounding. The norms at the end of `Residual`, of `CMUNeXtBlock.block` and of
+        all but the last `SkipFusion` stay: what follows them pads with zeros, which a norm's shift does not reach.
+
+        Args:
+            bfloat16: store the convolutions in bfloat16; the copy then runs under autocast.
+
+        Example:
+            >>> network = cmunext_s().frozen()
+            >>> network(torch.zeros(1, 3, 32, 32)).shape
+            torch.Size([1, 1, 32, 32])
+        """
+        network = copy.deepcopy(self).eval()
+        for chain in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+            follows = network.Conv_1x1 if chain is network.Up_conv2.conv else nn.Identity()
+            modules = [*chain, follows]
+            for i, norm in enumerate(modules):
+                if not isinstance(norm, nn.BatchNorm2d):
+                    continue
+                before, after = modules[i - 1], modules[i + 1]
+                if isinstance(before, nn.Conv2d):
+                    chain[i - 1] = fuse_conv_bn_eval(before, norm)
+                elif isinstance(after, nn.Conv2d):
+                    _absorb(norm, after)
+                else:
+                    continue
+                chain[i] = nn.Identity()
+        if bfloat16:
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.bfloat16()
+        return network
+
 
 def cmunext_s(in_channels: int = 3, out_channels: int = 1) -> CMUNeXt:
-    """The small variant, 0.4 M parameters."""
+    """The small variant, 0.4 M parameters.
+
+    Example:
+        >>> sum(parameter.numel() for parameter in cmunext_s().parameters())
+        417505
+    """
     return CMUNeXt(in_channels, out_channels, (8, 16, 32, 64, 128), (1, 1, 1, 1, 1), (3, 3, 7, 7, 9))
 
 
 def cmunext(in_channels: int = 3, out_channels: int = 1) -> CMUNeXt:
-    """The base variant, 3.1 M parameters."""
+    """The base variant, 3.1 M parameters.
+
+    Example:
+        >>> sum(parameter.numel() for parameter in cmunext().parameters())
+        3149185
+    """
     return CMUNeXt(in_channels, out_channels)
 
 
 def cmunext_l(in_channels: int = 3, out_channels: int = 1) -> CMUNeXt:
-    """The large variant, 8.3 M parameters."""
-    return CMUNeXt(in_channels, out_channels, (32, 64, 128, 256, 512), (1, 1, 1, 6, 3), (3, 3, 7, 7, 7))
+    """The large variant, 8.3 M parameters.
 
-
-@torch.no_grad()
-def fold_norms(model: CMUNeXt) -> CMUNeXt:
-    """A copy for inference, in eval mode, its norms merged into the convolutions before or after them.
-
-    Exact up to rounding. The norms at the end of `Residual`, of `CMUNeXtBlock.block` and of all but the last
-    `SkipFusion` stay: what follows them pads with zeros, which the norm's shift does not reach.
+    Example:
+        >>> sum(parameter.numel() for parameter in cmunext_l().parameters())
+        8286721
     """
-    model = copy.deepcopy(model).eval()
-    for chain in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
-        follows = model.Conv_1x1 if chain is model.Up_conv2.conv else nn.Identity()
-        modules = [*chain, follows]
-        for i, norm in enumerate(modules):
-            if not isinstance(norm, nn.BatchNorm2d):
-                continue
-            before, after = modules[i - 1], modules[i + 1]
-            if isinstance(before, nn.Conv2d):
-                chain[i - 1] = fuse_conv_bn_eval(before, norm)
-            elif isinstance(after, nn.Conv2d):
-                _absorb(norm, after)
-            else:
-                continue
-            chain[i] = nn.Identity()
-    return model
+    return CMUNeXt(in_channels, out_channels, (32, 64, 128, 256, 512), (1, 1, 1, 6, 3), (3, 3, 7, 7, 7))
 
 
 def _absorb(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> None:

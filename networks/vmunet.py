@@ -19,6 +19,9 @@ Differences from the publication
     - tensor names are the published ones without the prefix `vmunet.` (see `networks.load_weights`).
 """
 
+from __future__ import annotations
+
+import copy
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -35,7 +38,17 @@ DIRECTIONS = 4
 
 
 class SS2D(nn.Module):
-    """Two-dimensional selective scan: (B, H, W, c) → (B, H, W, c)."""
+    """Two-dimensional selective scan: (B, H, W, c) → (B, H, W, c).
+
+    Args:
+        dim: c.
+        d_state: N.
+        scan_backend: as `backend` of `networks.selective_scan.selective_scan_2d`.
+
+    Example:
+        >>> SS2D(8, d_state=4)(torch.zeros(2, 3, 5, 8)).shape
+        torch.Size([2, 3, 5, 8])
+    """
 
     def __init__(self, dim: int, d_state: int = 16, scan_backend: str | None = None) -> None:
         super().__init__()
@@ -83,7 +96,12 @@ class SS2D(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops a sample's residual branch with probability `drop_prob` while training (MONAI's cannot be scripted)."""
+    """Drops a sample's residual branch with probability `drop_prob` while training (MONAI's cannot be scripted).
+
+    Example:
+        >>> DropPath(0.5).eval()(torch.ones(1, 1, 1, 2))
+        tensor([[[[1., 1.]]]])
+    """
 
     def __init__(self, drop_prob: float) -> None:
         super().__init__()
@@ -97,7 +115,12 @@ class DropPath(nn.Module):
 
 
 class VSSBlock(nn.Module):
-    """x + DropPath(SS2D(LayerNorm(x))) on (B, H, W, c); with `use_checkpoint` recomputed in the backward pass."""
+    """x + DropPath(SS2D(LayerNorm(x))) on (B, H, W, c); with `use_checkpoint` recomputed in the backward pass.
+
+    Example:
+        >>> VSSBlock(8, d_state=4, drop_path=0.0)(torch.zeros(2, 3, 5, 8)).shape
+        torch.Size([2, 3, 5, 8])
+    """
 
     def __init__(
         self,
@@ -123,7 +146,12 @@ class VSSBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Image (B, C, H, W) → tokens (B, H/4, W/4, c)."""
+    """Image (B, C, H, W) → tokens (B, H/4, W/4, c).
+
+    Example:
+        >>> PatchEmbed(3, 8)(torch.zeros(2, 3, 16, 24)).shape
+        torch.Size([2, 4, 6, 8])
+    """
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -135,7 +163,12 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halves the image, doubles the width: (B, H, W, c) → (B, H/2, W/2, 2c), H and W even."""
+    """Halves the image, doubles the width: (B, H, W, c) → (B, H/2, W/2, 2c), H and W even.
+
+    Example:
+        >>> PatchMerging(8)(torch.zeros(2, 4, 6, 8)).shape
+        torch.Size([2, 2, 3, 16])
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -150,7 +183,12 @@ class PatchMerging(nn.Module):
 
 
 class PatchExpand(nn.Module):
-    """Enlarges the image `scale` times: (B, H, W, c) → (B, sH, sW, expand·c / s²), normalised."""
+    """Enlarges the image `scale` times: (B, H, W, c) → (B, sH, sW, expand·c / s²), normalised.
+
+    Example:
+        >>> PatchExpand(16, expand=2, scale=2)(torch.zeros(2, 2, 3, 16)).shape
+        torch.Size([2, 4, 6, 8])
+    """
 
     def __init__(self, dim: int, expand: int, scale: int) -> None:
         super().__init__()
@@ -167,7 +205,12 @@ class PatchExpand(nn.Module):
 
 
 class EncoderStage(nn.Module):
-    """Blocks, then patch merging (none in the last stage)."""
+    """Blocks, then patch merging (none in the last stage).
+
+    Example:
+        >>> EncoderStage([VSSBlock(8, 4, 0.0)], PatchMerging(8))(torch.zeros(2, 4, 6, 8)).shape
+        torch.Size([2, 2, 3, 16])
+    """
 
     def __init__(self, blocks: Sequence[VSSBlock], downsample: nn.Module) -> None:
         super().__init__()
@@ -181,7 +224,12 @@ class EncoderStage(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Patch expanding (none in the first stage), then blocks."""
+    """Patch expanding (none in the first stage), then blocks.
+
+    Example:
+        >>> DecoderStage(PatchExpand(16, 2, 2), [VSSBlock(8, 4, 0.0)])(torch.zeros(2, 2, 3, 16)).shape
+        torch.Size([2, 4, 6, 8])
+    """
 
     def __init__(self, upsample: nn.Module, blocks: Sequence[VSSBlock]) -> None:
         super().__init__()
@@ -209,10 +257,15 @@ class VMUNet(nn.Module):
         d_state: N, state size of the scan.
         drop_path_rate: of the deepest block, rising linearly over the encoder and falling over the decoder.
         use_checkpoint: keep only the blocks' inputs for the backward pass and recompute the rest.
-        scan_backend: as `backend` of `networks.selective_scan`; None picks the best for the device.
+        scan_backend: as `backend` of `networks.selective_scan.selective_scan_2d`.
 
     Raises:
         ValueError: when the stages do not fit together, or an image has other channels than 1 or `in_channels`.
+
+    Example:
+        >>> network = VMUNet(3, 2, depths=(1, 1), decoder_depths=(1, 1), dims=(8, 16), d_state=4)
+        >>> network(torch.zeros(2, 1, 30, 20)).shape
+        torch.Size([2, 2, 30, 20])
     """
 
     def __init__(
@@ -284,3 +337,26 @@ class VMUNet(nn.Module):
             x = stage(x if i == 0 else x + skips.pop())
         x = self.final_conv(self.final_up(x).permute(0, 3, 1, 2))
         return x[:, :, :height, :width]
+
+    @torch.no_grad()
+    def frozen(self, bfloat16: bool = False) -> VMUNet:
+        """A copy for inference, in eval mode.
+
+        Args:
+            bfloat16: store linear layers, convolutions and SS2D's projections in bfloat16, what the scan itself reads
+                in float32; the copy then runs under autocast.
+
+        Example:
+            >>> network = VMUNet(dims=(8, 16), depths=(1, 1), decoder_depths=(1, 1)).frozen(bfloat16=True)
+            >>> block = network.layers[0].blocks[0].self_attention
+            >>> block.x_proj_weight.dtype, block.dt_projs_weight.dtype
+            (torch.bfloat16, torch.float32)
+        """
+        network = copy.deepcopy(self).eval()
+        if bfloat16:
+            for module in network.modules():
+                if isinstance(module, (nn.Linear, nn.Conv2d)):
+                    module.bfloat16()
+                elif isinstance(module, SS2D):
+                    module.x_proj_weight.data = module.x_proj_weight.bfloat16()
+        return network

@@ -1,5 +1,7 @@
 """CMUNeXt against the published outputs, for sizes the publication does not take, and through every way of export."""
 
+from __future__ import annotations
+
 import json
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from networks.cmunext import CMUNeXt, cmunext, cmunext_l, cmunext_s, fold_norms
+from networks.cmunext import CMUNeXt, cmunext, cmunext_l, cmunext_s
 from tests.golden import fill
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -37,7 +39,7 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_tensor_names_and_shapes_are_the_published_ones(name):
+def test_tensor_names_and_shapes_are_the_published_ones(name: str) -> None:
     model = FACTORIES[name]()
     assert {key: list(tensor.shape) for key, tensor in model.state_dict().items()} == NETWORKS[name]["state_dict"]
     assert sum(p.numel() for p in model.parameters()) == NETWORKS[name]["parameters"]
@@ -45,7 +47,7 @@ def test_tensor_names_and_shapes_are_the_published_ones(name):
 
 @pytest.mark.parametrize("name", FACTORIES)
 @torch.inference_mode()
-def test_logits_are_the_published_ones(name):
+def test_logits_are_the_published_ones(name: str) -> None:
     model = FACTORIES[name]().eval()
     fill.fill(model.state_dict())
     logits = model(noise(*NETWORKS[name]["input"])).numpy()
@@ -56,7 +58,7 @@ def test_logits_are_the_published_ones(name):
 @settings(max_examples=15, deadline=None)
 @given(height=st.integers(1, 50), width=st.integers(1, 50))
 @torch.inference_mode()
-def test_any_size_is_continued_at_the_lower_and_right_edge(small, height, width):
+def test_any_size_is_continued_at_the_lower_and_right_edge(small: CMUNeXt, height: int, width: int) -> None:
     x = noise(1, 1, height, width)
     rows = np.minimum(np.arange(-(-height // 16) * 16), height - 1)
     columns = np.minimum(np.arange(-(-width // 16) * 16), width - 1)
@@ -64,7 +66,7 @@ def test_any_size_is_continued_at_the_lower_and_right_edge(small, height, width)
     torch.testing.assert_close(small(x), expected, rtol=0, atol=1e-6)
 
 
-def test_every_parameter_is_trained():
+def test_every_parameter_is_trained() -> None:
     torch.manual_seed(0)
     model = cmunext_s()
     model(noise(2, 3, 32, 32)).square().mean().backward()
@@ -72,46 +74,58 @@ def test_every_parameter_is_trained():
 
 
 @torch.inference_mode()
-def test_script(small):
+def test_script(small: CMUNeXt) -> None:
     scripted = torch.jit.script(small)
     for shape in ((2, 1, 32, 48), (1, 1, 37, 21)):
         torch.testing.assert_close(scripted(noise(*shape)), small(noise(*shape)))
 
 
 @torch.inference_mode()
-def test_trace_serves_other_sizes(small):
+def test_trace_serves_other_sizes(small: CMUNeXt) -> None:
     traced = torch.jit.trace(small, noise(2, 1, 32, 48))
     torch.testing.assert_close(traced(noise(1, 1, 37, 21)), small(noise(1, 1, 37, 21)))
 
 
 @torch.inference_mode()
-def test_compiles_as_one_graph(small):
+def test_compiles_as_one_graph(small: CMUNeXt) -> None:
     compiled = torch.compile(small, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(noise(2, 1, 37, 21)), small(noise(2, 1, 37, 21)))
 
 
-def test_exports_with_a_dynamic_batch(small):
+def test_exports_with_a_dynamic_batch(small: CMUNeXt) -> None:
     exported = torch.export.export(small, (noise(2, 1, 37, 21),), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.testing.assert_close(exported.module()(noise(3, 1, 37, 21)), small(noise(3, 1, 37, 21)))
 
 
 @pytest.mark.parametrize("name", FACTORIES)
 @torch.inference_mode()
-def test_folding_the_norms_changes_nothing_up_to_rounding(name):
-    model = FACTORIES[name]()
-    fill.fill(model.state_dict())
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    folded = fold_norms(model)
-    assert model.training
-    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-    norms = [sum(isinstance(module, nn.BatchNorm2d) for module in m.modules()) for m in (model, folded)]
+def test_frozen_merges_norms_and_changes_nothing_up_to_rounding(name: str) -> None:
+    network = FACTORIES[name]()
+    fill.fill(network.state_dict())
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    frozen = network.frozen()
+    assert network.training
+    assert not frozen.training
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+    norms = [sum(isinstance(module, nn.BatchNorm2d) for module in m.modules()) for m in (network, frozen)]
     # what stays: two for each repetition in the encoder, one for each skip fusion but the last
     assert norms[1] == 2 * len([key for key in before if key.endswith("0.fn.0.weight")]) + 3 < norms[0]
     x = noise(*NETWORKS[name]["input"])
-    torch.testing.assert_close(folded(x), model.eval()(x), rtol=0, atol=1e-4)
+    torch.testing.assert_close(frozen(x), network.eval()(x), rtol=0, atol=1e-4)
 
 
-def test_stages_that_do_not_fit_are_refused():
+@torch.inference_mode()
+def test_frozen_in_bfloat16_stores_what_autocast_would_round(small: CMUNeXt) -> None:
+    x, frozen, half = noise(1, 1, 32, 32), small.frozen(), small.frozen(bfloat16=True)
+    assert all(p.dtype == torch.float32 for p in small.parameters())
+    for module in half.modules():
+        expected = torch.bfloat16 if isinstance(module, nn.Conv2d) else torch.float32
+        assert {p.dtype for p in module.parameters(recurse=False)} <= {expected}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(half(x), frozen(x), rtol=0, atol=0)
+
+
+def test_stages_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="5 stages"):
         CMUNeXt(dims=(16, 32, 64, 128))
     with pytest.raises(ValueError, match="odd"):

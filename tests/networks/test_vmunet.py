@@ -1,3 +1,7 @@
+"""VM-UNet against the published outputs, for sizes the publication does not take, and through every way of export."""
+
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
@@ -107,6 +111,23 @@ def test_checkpointing_changes_no_gradient() -> None:
         network(image).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
     torch.testing.assert_close(*gradients)
+
+
+@torch.inference_mode()
+def test_frozen_is_a_copy_whose_products_are_in_bfloat16() -> None:
+    network, image = small().train(), torch.randn(1, 3, 32, 32)
+    same, half = network.frozen(), network.frozen(bfloat16=True)
+    assert network.training
+    assert not same.training
+    assert not half.training
+    assert all(p.dtype == torch.float32 for p in network.parameters())
+    torch.testing.assert_close(same(image), network.eval()(image), rtol=0, atol=0)
+    stored = {name for name, p in half.named_parameters() if p.dtype == torch.bfloat16}
+    products = ("x_proj_weight", "proj.weight", "proj.bias", "conv2d.weight", "conv2d.bias", "final_conv.weight")
+    products += ("final_conv.bias", "reduction.weight", "expand.weight")
+    assert stored == {name for name, _ in network.named_parameters() if name.endswith(products)}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(half(image), same(image), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("how", ["script", "trace", "export", "compile"])
