@@ -2,9 +2,20 @@
 
 from transforms.augment import RandRotate, RandRotated, RandRotFlip, RandRotFlipd, rot_flip, rotate
 from transforms.datasets import DatasetError, find_files, image_split, synapse_split
+from transforms.files import (
+    PICTURE_SUFFIXES,
+    VOLUME_SUFFIXES,
+    by_name,
+    case_name,
+    has_suffix,
+    list_files,
+    pair_by_name,
+    replacing,
+    sha256,
+    stem,
+)
 from transforms.intensity import WINDOW_HU, WindowHU, WindowHUd
 from transforms.readers import (
-    PICTURE_SUFFIXES,
     SPL_AFFINE,
     HDF5Reader,
     MaskReader,
@@ -18,6 +29,7 @@ from transforms.zoom import SplineZoom, SplineZoomd, spline_zoom
 __all__ = [
     "PICTURE_SUFFIXES",
     "SPL_AFFINE",
+    "VOLUME_SUFFIXES",
     "WINDOW_HU",
     "DatasetError",
     "HDF5Reader",
@@ -34,11 +46,19 @@ __all__ = [
     "VolumeReader",
     "WindowHU",
     "WindowHUd",
+    "by_name",
+    "case_name",
     "find_files",
+    "has_suffix",
     "image_split",
+    "list_files",
+    "pair_by_name",
     "read_picture",
+    "replacing",
     "rot_flip",
     "rotate",
+    "sha256",
     "spline_zoom",
+    "stem",
     "synapse_split",
 ]

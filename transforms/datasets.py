@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from transforms.readers import PICTURE_SUFFIXES
+from transforms.files import PICTURE_SUFFIXES
 
 SYNAPSE_LISTS = Path("lists/lists_Synapse")
 SELECTIONS = ("holdout", "paper")

@@ -18,10 +18,10 @@ from monai.data import ImageReader, NibabelReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from PIL import Image
 
+from transforms.files import PICTURE_SUFFIXES
 from transforms.intensity import WINDOW_HU
 
 __all__ = [
-    "PICTURE_SUFFIXES",
     "SPL_AFFINE",
     "HDF5Reader",
     "MaskReader",
@@ -37,7 +37,6 @@ SPL_AFFINE = np.array([[0.0, 0, -1, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1
 
 ATTRIBUTES = ("affine", "spacing_mm", "window_hu")
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 PICTURE_MODES = ("RGB", "BGR", "L", "ids")
 
 

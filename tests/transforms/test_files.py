@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transforms.files import (
+    PICTURE_SUFFIXES,
+    VOLUME_SUFFIXES,
+    by_name,
+    case_name,
+    has_suffix,
+    list_files,
+    pair_by_name,
+    replacing,
+    sha256,
+    stem,
+)
+
+NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1)
+SUFFIXES = st.sampled_from([*VOLUME_SUFFIXES, *PICTURE_SUFFIXES, ".npz"])
+DECORATIONS = st.sampled_from(["_segmentation", "_seg", "_mask", "_mask_12", "_label", "_pred", "_trans", "_lesion"])
+
+
+def paths(*names: str) -> list[Path]:
+    return [Path(name) for name in names]
+
+
+@given(NAMES, SUFFIXES)
+def test_a_stem_and_its_suffix_make_the_name(name: str, suffix: str) -> None:
+    for written in (suffix, suffix.upper()):
+        assert has_suffix(name + written, [suffix])
+        npy = suffix in VOLUME_SUFFIXES and name.lower().endswith(".npy") and len(name) > 4
+        assert stem(Path("folder.png") / (name + written)) == (name[:-4] if npy else name)
+    assert stem(name + "/.png") == ".png"
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("/x/case0001.npy.h5", "case0001"),
+        ("img0001.nii.gz", "img0001"),
+        ("benign (4).png", "benign (4)"),
+        ("a.b.JPG", "a.b"),
+        ("case0005_slice000.npz", "case0005_slice000"),
+        ("plain", "plain"),
+        ("notes.txt", "notes.txt"),
+    ],
+)
+def test_stems(file: str, name: str) -> None:
+    assert stem(file) == name
+
+
+@given(NAMES, st.lists(DECORATIONS, max_size=3), SUFFIXES, SUFFIXES)
+def test_decoration_and_suffix_do_not_tell_cases_apart(name: str, decorations: list[str], one: str, two: str) -> None:
+    assert case_name(f"{name}-{''.join(decorations)}{one}") == case_name(f"{name}-{two}")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("label0001.nii.gz", "0001"),
+        ("img0001_trans.nii.gz", "0001"),
+        ("case0001.npy_pred.nii.gz", "case0001"),
+        ("ISIC_0000000_segmentation.png", "ISIC_0000000"),
+        ("benign (4)_mask_1.png", "benign (4)"),
+        ("j_1_mask.png", "j_1"),
+        ("imgage.png", "imgage"),
+        ("_mask.png", "_mask"),
+    ],
+)
+def test_case_names(file: str, name: str) -> None:
+    assert case_name(file) == name
+
+
+def test_files_are_listed_sorted_without_hidden_ones(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "c.txt", ".d.png", "sub/e.png", ".cache/f.png", "folder.png/g.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_files(tmp_path, PICTURE_SUFFIXES) == [tmp_path / "a.JPG", tmp_path / "b.png"]
+    everywhere = list_files(str(tmp_path), PICTURE_SUFFIXES, recursive=True)
+    assert everywhere == [tmp_path / "a.JPG", tmp_path / "b.png", tmp_path / "sub/e.png"]
+    assert list_files(tmp_path / ".d.png", [".png"]) == [tmp_path / ".d.png"]
+    assert list_files(tmp_path / "c.txt", [".png"]) == []
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        list_files(tmp_path / "nowhere", [".png"])
+
+
+@given(st.lists(st.integers(0, 10**6), unique=True), DECORATIONS, st.randoms())
+def test_each_case_finds_its_label(numbers: list[int], decoration: str, random: object) -> None:
+    first = paths(*(f"p/img{number}_pred.nii.gz" for number in numbers))
+    second = paths(*(f"l/label{number}{decoration}.nii" for number in sorted(numbers)))
+    pairs = pair_by_name(first, second)
+    assert [one for one, _ in pairs] == first
+    assert all(case_name(one) == case_name(two) for one, two in pairs)
+    assert pair_by_name(first[1:], second, spare=True) == pairs[1:]
+
+
+def test_equal_stems_belong_together_whatever_else_they_look_like() -> None:
+    images, masks = paths("i/1.png", "i/img1.png"), paths("m/img1.bmp", "m/1.bmp")
+    assert pair_by_name(images, masks) == list(zip(images, masks[::-1], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (["a.png"], ["b.png"], "^no mask of the same name for a.png$"),
+        (["a.png"], ["a.png", *"fedcb"], r"^no image of the same name for b, c, d … \(5 files\)$"),
+        (["a.png", "a.jpg"], ["a.png"], "^a.png and a.jpg have the same name: rename or remove one of them$"),
+        (["a.png"], ["a.png", "a_mask.png"], "^a.png and a_mask.png have the same name"),
+    ],
+)
+def test_files_without_one_partner_are_named(first: list[str], second: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pair_by_name(paths(*first), paths(*second), ("image", "mask"))
+
+
+def test_names_may_be_made_in_another_way() -> None:
+    files = paths("a.nii", "a_pred.nii.gz")
+    assert by_name(files, stem) == {"a": files[0], "a_pred": files[1]}
+    with pytest.raises(ValueError, match=r"a\.nii and a_pred\.nii\.gz have the same name"):
+        by_name(files)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new/folder/a.nii.gz"
+    for content in ("first", "second"):
+        with replacing(path) as temporary:
+            assert temporary.parent == path.parent
+            assert temporary.name.startswith(".")
+            assert temporary.name.endswith("a.nii.gz")
+            temporary.write_text(content)
+            assert path.exists() == (content == "second")
+        assert path.read_text() == content
+
+    def interrupted() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass
+    assert path.read_text() == "second"
+    assert os.listdir(path.parent) == ["a.nii.gz"]
+
+
+def test_content_and_folder_are_flushed_around_the_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.listdir(tmp_path)))
+    with replacing(tmp_path / "a") as temporary:
+        temporary.touch()
+    assert flushed == [[temporary.name], ["a"]]
+
+
+def test_a_file_system_that_cannot_flush_folders_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError("no folders here")
+
+    with replacing(tmp_path / "a") as temporary:
+        temporary.touch()
+        monkeypatch.setattr(os, "open", refuse)
+    assert (tmp_path / "a").exists()
+
+
+@given(st.binary(max_size=1000))
+def test_sha256(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "content"
+    path.write_bytes(content)
+    assert sha256(path) == hashlib.sha256(content).hexdigest()

@@ -1,0 +1,186 @@
+"""What belongs to files whatever they hold: suffixes, names, lists, pairs, hashes, and writing whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+PathLike = str | os.PathLike[str]
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".h5", ".hdf5")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+_VOLUME, _PICTURE = ("|".join(map(re.escape, suffixes)) for suffixes in (VOLUME_SUFFIXES, PICTURE_SUFFIXES))
+# The released Synapse volumes are called case0001.npy.h5; .npz are slices to train on.
+_SUFFIX = re.compile(rf"(?<=.)((\.npy)?({_VOLUME})|{_PICTURE}|\.npz)\Z", re.IGNORECASE | re.DOTALL)
+# MONAI's SaveImage makes case0001.npy_pred.nii.gz from case0001.npy.h5, hence `.npy` here.
+_DECORATION = re.compile(
+    r"(?<=.)(_(segmentation|seg|mask(_\d+)?|labels?|gt|prediction|pred|trans|lesion)|\.npy)\Z|\A(img|label)(?=\d)",
+    re.DOTALL,
+)
+
+
+def has_suffix(path: PathLike, suffixes: Sequence[str]) -> bool:
+    """True if the file's name ends in one of `suffixes`, in upper or lower case.
+
+    Example:
+        >>> has_suffix("scans/img0001.NII.GZ", VOLUME_SUFFIXES), has_suffix("notes.txt", PICTURE_SUFFIXES)
+        (True, False)
+    """
+    return os.fspath(path).lower().endswith(tuple(suffixes))
+
+
+def stem(path: PathLike) -> str:
+    """The file's name without its folder and without the suffix of a volume, picture or slice; other dots stay.
+
+    Example:
+        >>> stem("test_vol_h5/case0001.npy.h5"), stem("img0001.nii.gz"), stem("benign (4).v2.PNG")
+        ('case0001', 'img0001', 'benign (4).v2')
+    """
+    return _SUFFIX.sub("", Path(path).name)
+
+
+def case_name(path: PathLike) -> str:
+    """What image, label and prediction of one case have in common: the stem without `_mask`, `_pred`, `img` and so on.
+
+    Example:
+        >>> case_name("img0001_pred.nii.gz"), case_name("label0001.nii.gz")
+        ('0001', '0001')
+        >>> case_name("ISIC_0000000_segmentation.png"), case_name("benign (4)_mask_1.png")
+        ('ISIC_0000000', 'benign (4)')
+    """
+    name = stem(path)
+    while name != (name := _DECORATION.sub("", name)):
+        pass
+    return name
+
+
+def list_files(path: PathLike, suffixes: Sequence[str], recursive: bool = False) -> list[Path]:
+    """The files in a folder that end in one of `suffixes`, sorted; hidden ones are left out.
+
+    Args:
+        path: the folder, or one file, which is then the only candidate.
+        suffixes: in lower case; see `has_suffix`.
+        recursive: look into sub-folders too.
+
+    Raises:
+        FileNotFoundError: when `path` does not exist.
+
+    Example:
+        >>> list_files(__file__, [".py"]) == [Path(__file__)], list_files(__file__, PICTURE_SUFFIXES)
+        (True, [])
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.is_file():
+        files = [path]
+    else:
+        found = path.rglob("*") if recursive else path.iterdir()
+        files = sorted(file for file in found if not any(part[0] == "." for part in file.relative_to(path).parts))
+    return [file for file in files if has_suffix(file, suffixes) and file.is_file()]
+
+
+def by_name(files: Iterable[Path], name: Callable[[Path], str] = case_name) -> dict[str, Path]:
+    """The files by what `name` makes of them, in the order given.
+
+    Raises:
+        ValueError: when two files have the same name.
+
+    Example:
+        >>> list(by_name([Path("b_mask.png"), Path("a.png")]))
+        ['b', 'a']
+    """
+    found: dict[str, Path] = {}
+    for file in files:
+        other = found.setdefault(name(file), file)
+        if other is not file:
+            raise ValueError(f"{other} and {file} have the same name: rename or remove one of them")
+    return found
+
+
+def pair_by_name(
+    first: Sequence[Path],
+    second: Sequence[Path],
+    kinds: tuple[str, str] = ("prediction", "label"),
+    spare: bool = False,
+) -> list[tuple[Path, Path]]:
+    """Files that belong together, in the order of `first`.
+
+    Equal stems on both sides decide; where the stems differ, `case_name` does.
+
+    Args:
+        first: files of the first kind.
+        second: files of the second kind.
+        kinds: what the files are, for error messages.
+        spare: files of the second kind may lack a partner.
+
+    Raises:
+        ValueError: when a file has no partner, or two files of one kind have the same name.
+
+    Example:
+        >>> pair_by_name([Path("img1.nii.gz")], [Path("label1.nii.gz")])
+        [(PosixPath('img1.nii.gz'), PosixPath('label1.nii.gz'))]
+    """
+    stems = [sorted(map(stem, files)) for files in (first, second)]
+    name = stem if stems[0] == stems[1] else case_name
+    here, there = by_name(first, name), by_name(second, name)
+    for some, others, kind in ((here, there, kinds[1]), (there, here, kinds[0])):
+        alone = [str(some[key]) for key in sorted(some.keys() - others.keys())]
+        if alone and not (spare and some is there):
+            more = f" … ({len(alone)} files)" * (len(alone) > 3)
+            raise ValueError(f"no {kind} of the same name for {', '.join(alone[:3])}{more}")
+    return [(file, there[key]) for key, file in here.items()]
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, on the disk too, when the block ends without an error.
+
+    Otherwise the temporary file is removed and `path` stays as it was. The folder is made if need be. The temporary
+    name ends as the final one does, for writers that go by the suffix.
+
+    Raises:
+        FileNotFoundError: when the block wrote nothing.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with replacing(folder / "new" / "a.txt") as temporary:
+        ...     written = temporary.write_text("whole")
+        >>> [(file.name, file.read_text()) for file in (folder / "new").iterdir()]
+        [('a.txt', 'whole')]
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # The new name is lost in a crash unless the folder is flushed too; some systems cannot open a folder or flush it.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def sha256(path: PathLike) -> str:
+    """The SHA-256 of a file's content, 64 hexadecimal digits, without reading it into memory at once.
+
+    Example:
+        >>> sha256(os.devnull)[:16]
+        'e3b0c44298fc1c14'
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
