@@ -1,7 +1,16 @@
-"""MONAI transforms and readers for the three data sets; every array transform has a dictionary version `…d`."""
+"""From files to network input and back; every array transform has a dictionary version `…d`."""
 
-from transforms.augment import RandRotate, RandRotated, RandRotFlip, RandRotFlipd, rot_flip, rotate
-from transforms.datasets import DatasetError, find_files, image_split, synapse_split
+from transforms.augment import RandRotateDegrees, RandRotateDegreesd, RandRotFlip, RandRotFlipd, rot_flip, rotate
+from transforms.datasets import (
+    BTCV_IDS,
+    SYNAPSE_CLASSES,
+    DatasetError,
+    DataSplit,
+    LabelSet,
+    find_files,
+    image_split,
+    synapse_split,
+)
 from transforms.files import (
     PICTURE_SUFFIXES,
     VOLUME_SUFFIXES,
@@ -16,6 +25,7 @@ from transforms.files import (
 )
 from transforms.intensity import WINDOW_HU, WindowHU, WindowHUd
 from transforms.readers import (
+    ORIENTATION,
     SPL_AFFINE,
     HDF5Reader,
     MaskReader,
@@ -23,24 +33,29 @@ from transforms.readers import (
     VolumeReader,
     read_picture,
 )
-from transforms.writers import SaveMasks, SaveMasksd
+from transforms.writers import SaveImageMask, SaveImageMaskd
 from transforms.zoom import SplineZoom, SplineZoomd, spline_zoom
 
 __all__ = [
+    "BTCV_IDS",
+    "ORIENTATION",
     "PICTURE_SUFFIXES",
     "SPL_AFFINE",
+    "SYNAPSE_CLASSES",
     "VOLUME_SUFFIXES",
     "WINDOW_HU",
+    "DataSplit",
     "DatasetError",
     "HDF5Reader",
+    "LabelSet",
     "MaskReader",
     "PictureReader",
     "RandRotFlip",
     "RandRotFlipd",
-    "RandRotate",
-    "RandRotated",
-    "SaveMasks",
-    "SaveMasksd",
+    "RandRotateDegrees",
+    "RandRotateDegreesd",
+    "SaveImageMask",
+    "SaveImageMaskd",
     "SplineZoom",
     "SplineZoomd",
     "VolumeReader",

@@ -1,6 +1,6 @@
-"""The augmentation published for abdominal CT slices (first in TransUNet, kept by VM-UNet), at scipy's exact output.
+"""The augmentation published for abdominal CT slices (first in TransUNet, kept by VM-UNet), exactly as scipy has it.
 
-Half of the slices get `RandRotFlip(prob=1)`, the other half `RandRotate(prob=0.5)`; MONAI's `OneOf` makes that choice.
+Half of the slices get `RandRotFlip(prob=1)`, the other half `RandRotateDegrees(prob=0.5)`; MONAI's `OneOf` chooses.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ from scipy import special
 
 from transforms.geometry import like_input, plain_tensor
 
-__all__ = ["RandRotFlip", "RandRotFlipd", "RandRotate", "RandRotated", "rot_flip", "rotate"]
-
 
 def rot_flip(x: NdarrayOrTensor, k: int, axis: int) -> NdarrayOrTensor:
     """`numpy.rot90` by k quarter turns, then `numpy.flip` along rows (axis 0) or columns (axis 1).
 
     Args:
         x: (…, H, W), array or tensor; the result is (…, W, H) for odd k.
+        k: number of quarter turns.
+        axis: 0 or 1.
 
     Raises:
-        ValueError: for an axis that is neither 0 nor 1, or fewer than two axes.
+        ValueError: when `axis` is neither 0 nor 1, or `x` has fewer than two axes.
+
+    Example:
+        >>> rot_flip(np.array([[1, 2, 3], [4, 5, 6]]), k=1, axis=0).tolist()
+        [[1, 4], [2, 5], [3, 6]]
     """
     if axis not in (0, 1):
         raise ValueError(f"axis must be 0 (rows) or 1 (columns), got {axis!r}")
@@ -74,7 +78,11 @@ def rotate(x: NdarrayOrTensor, angle: float) -> NdarrayOrTensor:
         angle: degrees.
 
     Raises:
-        ValueError: for an angle that is not finite, or fewer than two axes.
+        ValueError: when `angle` is not finite, or `x` has fewer than two axes.
+
+    Example:
+        >>> rotate(np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]]), 90).tolist()
+        [[3, 6, 9], [2, 5, 8], [1, 4, 7]]
     """
     if not np.isfinite(angle):
         raise ValueError(f"angle must be a finite number of degrees, got {angle}")
@@ -89,7 +97,12 @@ def rotate(x: NdarrayOrTensor, angle: float) -> NdarrayOrTensor:
 
 
 class RandRotFlip(RandomizableTransform):
-    """With probability `prob`, 0 … 3 quarter turns and then one flip along a random axis, see `rot_flip`."""
+    """With probability `prob`, 0 … 3 quarter turns and then one flip along a random axis, see `rot_flip`.
+
+    Example:
+        >>> RandRotFlip().set_random_state(0)(np.array([[[1, 2, 3], [4, 5, 6]]])).tolist()
+        [[[1, 4], [2, 5], [3, 6]]]
+    """
 
     def __init__(self, prob: float = 1.0) -> None:
         super().__init__(prob)
@@ -106,12 +119,21 @@ class RandRotFlip(RandomizableTransform):
         return rot_flip(img, self.k, self.axis) if self._do_transform else img
 
 
-class RandRotate(RandomizableTransform):
-    """With probability `prob`, a rotation by a random whole angle, see `rotate`.
+class RandRotateDegrees(RandomizableTransform):
+    """With probability `prob`, a rotation by a random whole number of degrees, see `rotate`.
 
     Args:
         prob: probability of rotating at all.
         degrees: lowest angle, and the one above the highest.
+
+    Raises:
+        ValueError: when `degrees` does not rise.
+
+    Example:
+        >>> rotate_some = RandRotateDegrees(prob=1).set_random_state(1)
+        >>> out = rotate_some(np.eye(9)[None])
+        >>> rotate_some.angle, out.shape
+        (-8, (1, 9, 9))
     """
 
     def __init__(self, prob: float = 0.5, degrees: tuple[int, int] = (-20, 20)) -> None:
@@ -133,9 +155,11 @@ class RandRotate(RandomizableTransform):
 
 
 class _SameForAllKeys(MapTransform, Randomizable):
-    """One draw of `transform` for every key."""
+    """Applies one draw of `transform` to all keys."""
 
-    def __init__(self, keys: KeysCollection, transform: RandRotFlip | RandRotate, allow_missing_keys: bool) -> None:
+    def __init__(
+        self, keys: KeysCollection, transform: RandRotFlip | RandRotateDegrees, allow_missing_keys: bool
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = transform
 
@@ -152,14 +176,26 @@ class _SameForAllKeys(MapTransform, Randomizable):
 
 
 class RandRotFlipd(_SameForAllKeys):
-    """Dictionary version of `RandRotFlip`, the same turn and flip for all keys."""
+    """Dictionary version of `RandRotFlip`: the same turn and flip for all keys.
+
+    Example:
+        >>> out = RandRotFlipd(["image", "label"])({"image": np.eye(3)[None], "label": np.eye(3)[None]})
+        >>> np.array_equal(out["image"], out["label"])
+        True
+    """
 
     def __init__(self, keys: KeysCollection, prob: float = 1.0, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, RandRotFlip(prob), allow_missing_keys)
 
 
-class RandRotated(_SameForAllKeys):
-    """Dictionary version of `RandRotate`, the same angle for all keys."""
+class RandRotateDegreesd(_SameForAllKeys):
+    """Dictionary version of `RandRotateDegrees`: the same angle for all keys.
+
+    Example:
+        >>> out = RandRotateDegreesd(["image", "label"])({"image": np.eye(9)[None], "label": np.eye(9)[None]})
+        >>> np.array_equal(out["image"], out["label"])
+        True
+    """
 
     def __init__(
         self,
@@ -168,4 +204,4 @@ class RandRotated(_SameForAllKeys):
         degrees: tuple[int, int] = (-20, 20),
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, RandRotate(prob, degrees), allow_missing_keys)
+        super().__init__(keys, RandRotateDegrees(prob, degrees), allow_missing_keys)

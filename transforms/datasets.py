@@ -1,42 +1,143 @@
-"""From a prepared folder to the lists of files that a bundle's configuration trains, validates and tests on.
+"""From a prepared folder to what a bundle trains, validates and tests on, and to its classes.
 
-These functions are called by bundle configurations, so what a user can get wrong ends the program with one line that
-names the folder and the remedy (`DatasetError` is a `SystemExit`), not with a traceback.
+Bundle configurations call these functions. What a user can get wrong therefore ends the program with one line that
+names the folder and the remedy, not with a traceback: `DatasetError` is a `SystemExit`.
 """
 
-import random
-import re
-from collections.abc import Sequence
-from pathlib import Path
+from __future__ import annotations
 
-from transforms.files import PICTURE_SUFFIXES
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai.utils import ensure_tuple
+
+from transforms.files import PICTURE_SUFFIXES, by_name, list_files, pair_by_name, stem
+
+SYNAPSE_CLASSES = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
+# Ids in BTCV's raw label files, in the order of SYNAPSE_CLASSES; the other ids become background.
+BTCV_IDS = (8, 4, 3, 2, 6, 11, 1, 7)
 
 SYNAPSE_LISTS = Path("lists/lists_Synapse")
 SELECTIONS = ("holdout", "paper")
 
 
 class DatasetError(SystemExit):
-    """The data a bundle needs is not there or not as expected; printed as one line with exit status 1."""
+    """The data that a bundle needs are missing or not as expected. The program prints one line and exits with 1."""
+
+
+@dataclass(frozen=True)
+class DataSplit:
+    """What a network is trained, selected and tested on.
+
+    Args:
+        train: items {"image": file, "label": file}, as `image_split` and `synapse_split` say.
+        validation: items that choose the model; none where it is chosen without.
+        test: items of the reported results.
+        rule: how the model is chosen, in words for logs and reports.
+
+    Example:
+        >>> item = {"image": "images/a.png", "label": "masks/a.png"}
+        >>> len(DataSplit(train=[item], validation=[], test=[item], rule="lowest training loss").train)
+        1
+    """
+
+    train: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+    test: list[dict[str, Any]]
+    rule: str
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The classes of a data set, and what follows from them for network, loss and mask files.
+
+    Args:
+        classes: names of the classes 1 … C; class 0 is the background.
+        label_map: {number in the mask files: class}. None where one class is drawn bright on dark, and where mask
+            files hold the numbers of several classes as they are.
+
+    Raises:
+        ValueError: when there is no name or the same name twice, or when `label_map` maps something else than whole
+            numbers to 0 … C.
+
+    Example:
+        >>> LabelSet(["lesion"]).out_channels
+        1
+        >>> eye = LabelSet(["cup", "disc"], {0: 0, 128: 1, 255: 2})
+        >>> eye.out_channels, eye.mask_mode
+        (3, 'nearest')
+    """
+
+    classes: Sequence[str]
+    label_map: Mapping[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        classes = ensure_tuple(self.classes)
+        if not classes or len(set(classes)) < len(classes) or not all(isinstance(name, str) for name in classes):
+            raise ValueError(f"classes must be one or more different names, not {list(classes)}")
+        label_map = self.label_map
+        if label_map is None and len(classes) > 1:
+            label_map = {index: index for index in range(len(classes) + 1)}
+        if label_map is not None:
+            numbers = [*label_map, *label_map.values()] if isinstance(label_map, Mapping) else []
+            if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+                raise ValueError(f"label_map must be {{stored number: class}} in whole numbers, not {label_map!r}")
+            if nameless := sorted(set(label_map.values()) - set(range(len(classes) + 1))):
+                raise ValueError(f"label_map gives class {nameless[0]}, but classes names 1 … {len(classes)}")
+        object.__setattr__(self, "classes", classes)
+        object.__setattr__(self, "label_map", label_map)
+
+    @property
+    def binary(self) -> bool:
+        """True for one class: one channel, sigmoid."""
+        return len(self.classes) == 1
+
+    @property
+    def multiclass(self) -> bool:
+        """True for several classes: a channel each and one for the background, softmax."""
+        return not self.binary
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the network's output."""
+        return 1 if self.binary else len(self.classes) + 1
+
+    @property
+    def mask_mode(self) -> str:
+        """Interpolation when a mask is resized: the published one for one class, one that keeps numbers for several."""
+        return "bilinear" if self.binary else "nearest"
 
 
 def synapse_split(
-    dataset_dir: str | Path, val_cases: int | Sequence[str] = 3, selection: str = "holdout", seed: int = 42
-) -> dict[str, list[dict]]:
+    dataset_dir: str | Path,
+    val_cases: int | Sequence[str] = 3,
+    selection: str = "holdout",
+    seed: int = 42,
+    metric: str = "Dice",
+) -> DataSplit:
     """The parts of a folder that `python -m prepare synapse` (or the published release) has laid out.
+
+    A training item is one slice, {"image": npz file, "label": the same file}. A validation item is one case,
+    {"image": npz files in slice order, "label": the same files}. A test item is one volume, {"image": h5 file,
+    "label": the same file}.
 
     Args:
         dataset_dir: holds `train_npz`, `test_vol_h5` and `lists/lists_Synapse`.
-        val_cases: how many of the training cases (drawn with `seed`), or which, are held out for model selection.
-        selection: "holdout" takes the validation cases out of the training part; "paper" holds nothing out.
-        seed: of that draw.
-
-    Returns:
-        "train": one item for each slice, {"image": npz file, "label": the same file};
-        "validation": one item for each case, {"image": npz files in slice order, "label": the same files};
-        "test": one item for each test volume, {"image": h5 file, "label": the same file}.
+        val_cases: how many training cases are held out to choose the model (drawn with `seed`), or which.
+        selection: "holdout" holds them out; "paper" holds nothing out and has no validation cases.
+        seed: of the draw.
+        metric: chooses the model; named in the rule.
 
     Raises:
-        DatasetError: when files are missing or no case can be held out.
+        DatasetError: when files are missing or the cases cannot be held out.
+
+    Example:
+        >>> synapse_split("nowhere")
+        Traceback (most recent call last):
+        transforms.datasets.DatasetError: nowhere holds no prepared Synapse data ...
     """
     root = Path(dataset_dir)
     _check_selection(selection)
@@ -56,11 +157,12 @@ def synapse_split(
 
     training = [file for case, names in cases.items() if case not in held_out for file in npz(names)]
     validation = [npz(sorted(cases[case])) for case in held_out]
-    return {
-        "train": [{"image": file, "label": file} for file in training],
-        "validation": [{"image": files, "label": files} for files in validation],
-        "test": [{"image": h5(name), "label": h5(name)} for name in volumes],
-    }
+    return DataSplit(
+        train=[{"image": file, "label": file} for file in training],
+        validation=[{"image": files, "label": files} for files in validation],
+        test=[{"image": h5(name), "label": h5(name)} for name in volumes],
+        rule=f"{metric} on held-out training cases" if held_out else "lowest training loss, as published",
+    )
 
 
 def image_split(
@@ -69,25 +171,34 @@ def image_split(
     val_fraction: float = 0.1,
     selection: str = "holdout",
     seed: int = 42,
-) -> dict[str, list[dict[str, str]]]:
-    """The parts of a folder of images and masks, each item {"image": file, "label": mask file}.
+    metric: str = "IoU",
+) -> DataSplit:
+    """The parts of a folder of images and masks; each item is {"image": file, "label": mask file}.
 
-    Understood are the prepared layouts `train|val/images|masks` (dermoscopy), `images`, `masks/0` with the lists
-    `*_train1.txt`, `*_val1.txt` (breast ultrasound), and any folder with `images` and `masks`, which is split 7:3 with
-    `seed`. Images and masks are paired by stem; a mask's may end in `_segmentation` or `_mask`.
+    Three layouts are understood: `train|val/images|masks` (dermoscopy); `images` and `masks/0` with the lists
+    `*_train1.txt`, `*_val1.txt` (breast ultrasound); and any folder with `images` and `masks`, which is split 7:3 with
+    `seed`. Images and masks are paired by name (`pair_by_name`), so that a mask's may end in `_mask` or the like.
 
     Args:
         dataset_dir: the folder.
-        fold: which of several lists.
-        val_fraction: share of the training part that is held out for model selection.
-        selection: "holdout" does so; "paper" selects on the test part and holds nothing out, as published.
+        fold: number of the lists.
+        val_fraction: share of the training part that is held out to choose the model.
+        selection: "holdout" holds it out; "paper" holds nothing out and chooses on the test part, as published.
         seed: of all draws.
-
-    Returns:
-        "train", "validation" and "test".
+        metric: chooses the model; named in the rule.
 
     Raises:
-        DatasetError: when the folder is none of these, or a file has no partner.
+        DatasetError: when the folder has none of these layouts, or a file has no partner.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("images/1.jpg", "masks/1_mask.png", "images/2.jpg", "masks/2_mask.png"):
+        ...         (Path(folder) / name).parent.mkdir(exist_ok=True)
+        ...         (Path(folder) / name).touch()
+        ...     split = image_split(folder, selection="paper")
+        >>> len(split.train), len(split.test), split.rule
+        (1, 1, 'IoU on the reported test images, as published')
     """
     root = Path(dataset_dir)
     _check_selection(selection)
@@ -96,8 +207,8 @@ def image_split(
     elif (root / "images").is_dir():
         pairs = _pairs(root)
         if next(root.glob("*_train[0-9]*.txt"), None):
-            by_name = {Path(pair["image"]).stem: pair for pair in pairs}
-            training, test = ([_listed(by_name, name, root) for name in names] for names in _fold_lists(root, fold))
+            by_stem = {stem(pair["image"]): pair for pair in pairs}
+            training, test = ([_listed(by_stem, name, root) for name in names] for names in _fold_lists(root, fold))
         else:
             test, training = _draw(pairs, 0.3, seed, root)
     else:
@@ -106,26 +217,32 @@ def image_split(
             f" `python -m prepare busi --raw DIR --out {root}`, `python -m prepare isic --raw DIR --out {root}`, or"
             " `python -m prepare demo --out data/demo` and add `--dataset_dir data/demo/busi` (or isic17)"
         )
-    validation = test
-    if selection == "holdout":
-        validation, training = _draw(training, val_fraction, seed, root)
-    return {"train": training, "validation": validation, "test": test}
+    if selection == "paper":
+        return DataSplit(training, test, test, f"{metric} on the reported test images, as published")
+    validation, training = _draw(training, val_fraction, seed, root)
+    return DataSplit(training, validation, test, f"{metric} on held-out training images")
 
 
 def find_files(path: str | Path, suffixes: Sequence[str]) -> list[dict[str, str]]:
-    """[{"image": file}] for `path` itself, or for the files in the folder `path` that end in one of `suffixes`.
+    """[{"image": file}] for the file `path`, or for the files in the folder `path` that end in one of `suffixes`.
 
     Raises:
-        DatasetError: when there is none, or when two differ in their suffixes only.
+        DatasetError: when there is none, or when results of two would have the same name.
+
+    Example:
+        >>> find_files("nowhere", PICTURE_SUFFIXES)
+        Traceback (most recent call last):
+        transforms.datasets.DatasetError: nowhere does not exist: give a file or a folder of them as --input
     """
-    path = Path(path)
-    if not path.exists():
-        raise DatasetError(f"{path} does not exist: give a file or a folder of them as --input")
-    files = [path] if path.is_file() else _files(path, suffixes)
-    if not files or not files[0].name.lower().endswith(tuple(suffixes)):
+    try:
+        files = by_name(list_files(path, suffixes), stem)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{error}: give a file or a folder of them as --input") from error
+    except ValueError as error:
+        raise DatasetError(f"{error}, or their results would overwrite each other") from error
+    if not files:
         raise DatasetError(f"{path} is or holds no {', '.join(suffixes)} file")
-    _by_stem(files, suffixes, "would give results of the same name")
-    return [{"image": str(file)} for file in files]
+    return [{"image": str(file)} for file in files.values()]
 
 
 def _read_list(root: Path, name: str) -> list[str]:
@@ -163,39 +280,19 @@ def _check_selection(selection: str) -> None:
         raise DatasetError(f"selection must be one of {', '.join(SELECTIONS)}, not {selection!r}")
 
 
-def _by_stem(files: Sequence[Path], suffixes: Sequence[str], conflict: str, decoration: str = "") -> dict[str, Path]:
-    """The files by their names without suffix, and without what matches `decoration` at the end."""
-    found: dict[str, Path] = {}
-    for file in files:
-        suffix = max((suffix for suffix in suffixes if file.name.lower().endswith(suffix)), key=len)
-        stem = re.sub(f"{decoration}$", "", file.name[: -len(suffix)])
-        if stem in found:
-            raise DatasetError(f"{found[stem]} and {file} {conflict}: rename or remove one of them")
-        found[stem] = file
-    return found
-
-
-def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    files = (file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith("."))
-    return [file for file in files if file.name.lower().endswith(tuple(suffixes))]
-
-
-def _pictures(folder: Path, conflict: str, decoration: str = "") -> dict[str, Path]:
-    return _by_stem(_files(folder, PICTURE_SUFFIXES), PICTURE_SUFFIXES, conflict, decoration)
-
-
 def _pairs(root: Path) -> list[dict[str, str]]:
     """One item for each picture in root/images, with its mask in root/masks or, as published for BUSI, root/masks/0."""
     folder = root / "masks/0" if (root / "masks/0").is_dir() else root / "masks"
     if not folder.is_dir():
         raise DatasetError(f"{folder} is missing: masks lie there, named as the pictures in {root / 'images'}")
-    masks = _pictures(folder, "are masks of the same picture", "_(segmentation|mask)")
-    images = _pictures(root / "images", "have the same name")
-    if alone := sorted(set(images) - set(masks)):
-        raise DatasetError(f"{images[alone[0]]} has no mask in {folder} ({len(alone)} such pictures)")
-    if not images:
+    try:
+        images, masks = (list_files(one, PICTURE_SUFFIXES) for one in (root / "images", folder))
+        pairs = pair_by_name(images, masks, ("image", "mask"), spare=True)
+    except (ValueError, FileNotFoundError) as error:
+        raise DatasetError(f"{folder}: {error}") from error
+    if not pairs:
         raise DatasetError(f"{root / 'images'} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
-    return [{"image": str(file), "label": str(masks[stem])} for stem, file in images.items()]
+    return [{"image": str(image), "label": str(mask)} for image, mask in pairs]
 
 
 def _fold_lists(root: Path, fold: int) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Arrays, tensors and MetaTensors through one tensor function, with the affine kept right."""
+"""Lets one tensor function serve arrays, tensors and MetaTensors, and keeps the affine right."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import torch
 from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor
 
-__all__ = ["like_input", "plain_tensor"]
-
 
 def plain_tensor(x: NdarrayOrTensor) -> torch.Tensor:
-    """The numbers of `x`, (…, H, W); raises ValueError when there are fewer than two axes or no numbers."""
+    """The numbers of `x`, (…, H, W), without metadata.
+
+    Raises:
+        ValueError: when there are fewer than two axes or no numbers.
+
+    Example:
+        >>> plain_tensor(np.eye(2))
+        tensor([[1., 0.],
+                [0., 1.]], dtype=torch.float64)
+    """
     if isinstance(x, torch.Tensor):
         tensor = x.as_tensor() if isinstance(x, MetaTensor) else x
     else:
@@ -22,13 +29,20 @@ def plain_tensor(x: NdarrayOrTensor) -> torch.Tensor:
 
 
 def like_input(out: torch.Tensor, x: NdarrayOrTensor, output_to_input: np.ndarray) -> NdarrayOrTensor:
-    """`out` as the kind of array that `x` is, whose last two axes were resampled to make it.
+    """Turns `out` into what `x` is: array, tensor or MetaTensor.
 
-    A MetaTensor keeps its metadata, and the resampling goes into the affine of one channel-first image, (C, H, W) or
-    (C, D, H, W); the affines of batches are left alone.
+    A MetaTensor keeps its metadata. The affine of one channel-first image, (C, H, W) or (C, D, H, W), follows the
+    resampling; the affines of batches are left alone.
 
     Args:
+        out: `x` with its last two axes resampled.
+        x: what was resampled.
         output_to_input: (3, 3), takes the new (row, column, 1) to the old one.
+
+    Example:
+        >>> x = MetaTensor(torch.zeros(1, 4, 4), affine=torch.eye(4))
+        >>> like_input(torch.zeros(1, 2, 2), x, np.diag([2, 2, 1])).affine.diagonal().tolist()
+        [2.0, 2.0, 1.0, 1.0]
     """
     if not isinstance(x, MetaTensor):
         return out if isinstance(x, torch.Tensor) else out.numpy()

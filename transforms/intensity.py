@@ -10,19 +10,24 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, ScaleIntensityRange, Transform
 from monai.utils import convert_to_numpy
 
-__all__ = ["WINDOW_HU", "WindowHU", "WindowHUd"]
-
 WINDOW_HU = (-125.0, 275.0)
 
 
 class WindowHU(Transform):
-    """Clip Hounsfield units to a window and map it to [0, 1], float32; once only.
+    """Clips Hounsfield units to a window and maps it to [0, 1], float32, once only.
 
-    An image whose metadata has `window_hu` (the readers of prepared files set it, and so does this transform) is in
-    [0, 1] already and passes unchanged.
+    An image whose metadata has `window_hu` is in [0, 1] already and passes unchanged. The readers of prepared files
+    set it, and so does this transform.
 
     Args:
         window_hu: lower and upper end.
+
+    Raises:
+        ValueError: when `window_hu` does not rise.
+
+    Example:
+        >>> WindowHU()(np.array([-1000, -125, 75, 3000]))
+        array([0. , 0. , 0.5, 1. ], dtype=float32)
     """
 
     def __init__(self, window_hu: Sequence[float] = WINDOW_HU) -> None:
@@ -33,7 +38,11 @@ class WindowHU(Transform):
         self.scale = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True, dtype=np.float32)
 
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
-        """Any shape; raises ValueError when the image went through another window before."""
+        """The windowed image, in any shape.
+
+        Raises:
+            ValueError: when the image went through another window before.
+        """
         meta = img.meta if isinstance(img, MetaTensor) else {}
         if "window_hu" in meta:
             if not np.allclose(meta["window_hu"], self.window_hu):
@@ -49,7 +58,12 @@ class WindowHU(Transform):
 
 
 class WindowHUd(MapTransform):
-    """Dictionary version of `WindowHU`."""
+    """Dictionary version of `WindowHU`.
+
+    Example:
+        >>> WindowHUd("image")({"image": np.array([75.0]), "name": "a"})
+        {'image': array([0.5], dtype=float32), 'name': 'a'}
+    """
 
     def __init__(
         self, keys: KeysCollection, window_hu: Sequence[float] = WINDOW_HU, allow_missing_keys: bool = False

@@ -1,7 +1,7 @@
 """Readers for `LoadImaged`: prepared HDF5 volumes, NIfTI beside them, and pictures.
 
-MONAI's `LoadImage` swallows whatever `ImageReader.read` raises and tries its other readers; what `get_data` raises
-reaches the user. So `read` only looks at the suffix here and `get_data` opens the file.
+MONAI's `LoadImage` hides what `ImageReader.read` raises and tries its other readers; what `get_data` raises reaches the
+user. So `read` looks at the suffix only, and `get_data` opens the file.
 """
 
 from __future__ import annotations
@@ -18,40 +18,30 @@ from monai.data import ImageReader, NibabelReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from PIL import Image
 
-from transforms.files import PICTURE_SUFFIXES
+from transforms.files import PICTURE_SUFFIXES, VOLUME_SUFFIXES, has_suffix
 from transforms.intensity import WINDOW_HU
 
-__all__ = [
-    "SPL_AFFINE",
-    "HDF5Reader",
-    "MaskReader",
-    "PictureReader",
-    "VolumeReader",
-    "read_picture",
-]
-
-# Array index (d, h, w, 1) → RAS for unit voxels in the prepared orientation: d towards Superior, h towards Posterior,
-# w towards the patient's Left.
+# Of prepared volumes (D, H, W): slices run towards Superior, rows Posterior, columns the patient's Left.
+ORIENTATION = "SPL"
+# Array index (d, h, w, 1) → RAS for unit voxels in that orientation.
 SPL_AFFINE = np.array([[0.0, 0, -1, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
 
-
 ATTRIBUTES = ("affine", "spacing_mm", "window_hu")
-
 PICTURE_MODES = ("RGB", "BGR", "L", "ids")
-
-
-def _has_suffix(files: Sequence[PathLike], suffixes: tuple[str, ...]) -> bool:
-    return bool(files) and all(str(name).lower().endswith(suffixes) for name in files)
 
 
 class _OneFileReader(ImageReader):
     suffixes: tuple[str, ...]
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        return _has_suffix(ensure_tuple(filename), self.suffixes)
+        return all(has_suffix(name, self.suffixes) for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Path:
-        """The path itself; raises ValueError for several files or for a suffix that is not this reader's."""
+        """The path itself.
+
+        Raises:
+            ValueError: when there are several files, or the suffix is not this reader's.
+        """
         files = ensure_tuple(data)
         if len(files) != 1 or not self.verify_suffix(files):
             raise ValueError(f"{', '.join(map(str, files))}: expected one file ending in {', '.join(self.suffixes)}")
@@ -59,7 +49,7 @@ class _OneFileReader(ImageReader):
 
 
 class HDF5Reader(_OneFileReader):
-    """One data set of an HDF5 volume, (D, H, W), as `python -m prepare synapse` writes it or as it circulates.
+    """One data set of an HDF5 volume, (D, H, W), as `python -m prepare synapse` writes it or as it was released.
 
     Metadata: `affine` (array index → RAS mm), `window_hu` (the Hounsfield window that the values in [0, 1] stand for)
     and, where the file says so, `spacing_mm` (3,) in the order (D, H, W). Released volumes hold no attributes: they get
@@ -67,6 +57,15 @@ class HDF5Reader(_OneFileReader):
 
     Args:
         dataset: name of the data set in the file, `image` or `label`.
+
+    Example:
+        >>> import tempfile
+        >>> from monai.transforms import LoadImage
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with h5py.File(f"{folder}/case0001.npy.h5", "w") as file:
+        ...         file["image"] = np.zeros((2, 3, 4))
+        ...     LoadImage(HDF5Reader())(f"{folder}/case0001.npy.h5").shape
+        torch.Size([2, 3, 4])
     """
 
     suffixes: tuple[str, ...] = (".h5", ".hdf5")
@@ -76,7 +75,12 @@ class HDF5Reader(_OneFileReader):
         self.dataset = dataset
 
     def get_data(self, img: Path) -> tuple[np.ndarray, dict]:
-        """(array (D, H, W), metadata); raises FileNotFoundError, or ValueError naming the file and what is wrong."""
+        """(array (D, H, W), metadata).
+
+        Raises:
+            FileNotFoundError: when there is no such file.
+            ValueError: when the file cannot be read or holds something else.
+        """
         if not img.is_file():
             raise FileNotFoundError(f"{img}: no such file")
         try:
@@ -115,13 +119,26 @@ class VolumeReader(HDF5Reader):
     """Prepared HDF5 volumes and NIfTI through one `LoadImaged`, chosen by suffix.
 
     NIfTI keeps its own orientation and Hounsfield units: `Orientationd(axcodes="SPL")` and `WindowHUd` make both alike.
+
+    Example:
+        >>> import tempfile
+        >>> from monai.transforms import LoadImage
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nib.save(nib.Nifti1Image(np.zeros((4, 3, 2), np.int16), np.eye(4)), f"{folder}/img0001.nii.gz")
+        ...     LoadImage(VolumeReader())(f"{folder}/img0001.nii.gz").shape
+        torch.Size([4, 3, 2])
     """
 
-    suffixes = (".h5", ".hdf5", ".nii", ".nii.gz")
+    suffixes = VOLUME_SUFFIXES
 
     def get_data(self, img: Path) -> tuple[np.ndarray, dict]:
-        """(array, metadata): (D, H, W) from HDF5, (X, Y, Z) from NIfTI; raises as `HDF5Reader` does."""
-        if _has_suffix([img], HDF5Reader.suffixes):
+        """(array, metadata): (D, H, W) from HDF5, (X, Y, Z) from NIfTI.
+
+        Raises:
+            FileNotFoundError: when there is no such file.
+            ValueError: when the file cannot be read or holds something else.
+        """
+        if has_suffix(img, HDF5Reader.suffixes):
             return super().get_data(img)
         if not img.is_file():
             raise FileNotFoundError(f"{img}: no such file")
@@ -136,19 +153,28 @@ class VolumeReader(HDF5Reader):
 
 
 def read_picture(path: PathLike, mode: str = "RGB") -> np.ndarray:
-    """A picture (png, jpg, bmp, tif) in one of the forms that networks and masks want, whatever form it is stored in.
+    """A picture (png, jpg, bmp, tif) in the form that a network or mask needs, whatever form it is stored in.
 
     Grey becomes three equal channels, transparency is dropped, palettes are looked up, 16-bit grey is scaled to 8 bits.
-    The pixels stay where the file has them (an EXIF orientation is not applied, as masks are drawn on the pixels).
+    The pixels stay where the file has them: an EXIF orientation is not applied, as masks are drawn on the pixels.
 
     Args:
+        path: of the file.
         mode: "RGB" or "BGR" (H, W, 3), "L" for grey (H, W), "ids" for the stored numbers (H, W), palette indices too.
 
     Returns:
-        uint8, or for "ids" whatever integers the file holds.
+        uint8, or for "ids" the file's own integer type.
 
     Raises:
-        FileNotFoundError, or ValueError naming the file when it is damaged or cannot be seen this way.
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is damaged or cannot be read in this mode, or there is no such mode.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (4, 3), 7).save(f"{folder}/a.png")
+        ...     read_picture(f"{folder}/a.png").shape, read_picture(f"{folder}/a.png", "L")[0].tolist()
+        ((3, 4, 3), [7, 7, 7, 7])
     """
     path = Path(path)
     if mode not in PICTURE_MODES:
@@ -179,6 +205,17 @@ class PictureReader(_OneFileReader):
 
     Args:
         mode: "RGB", "BGR", "L" or "ids".
+
+    Raises:
+        ValueError: when there is no such mode.
+
+    Example:
+        >>> import tempfile
+        >>> from monai.transforms import LoadImage
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (4, 3)).save(f"{folder}/a.jpg")
+        ...     LoadImage(PictureReader("BGR"))(f"{folder}/a.jpg").shape
+        torch.Size([3, 4, 3])
     """
 
     suffixes = PICTURE_SUFFIXES
@@ -190,7 +227,12 @@ class PictureReader(_OneFileReader):
         self.mode = mode
 
     def get_data(self, img: Path) -> tuple[np.ndarray, dict]:
-        """(array (H, W) or (H, W, 3), metadata); raises as `read_picture` does."""
+        """(array (H, W) or (H, W, 3), metadata).
+
+        Raises:
+            FileNotFoundError: when there is no such file.
+            ValueError: when the file is damaged or cannot be read in this mode.
+        """
         array = np.ascontiguousarray(read_picture(img, self.mode))
         meta = {
             MetaKeys.AFFINE: np.eye(4),
@@ -203,11 +245,19 @@ class PictureReader(_OneFileReader):
 
 
 class MaskReader(PictureReader):
-    """Masks for `LoadImaged`: class numbers (H, W), whatever numbers the picture stores.
+    """Masks for `LoadImaged`: class indices (H, W), whatever numbers the picture stores.
 
     Args:
         label_map: {stored number: class}; a stored number that is not listed is an error. None for one class: what is
             brighter than half the range is 1; a picture that holds nothing but 0 and 1 is taken as it is.
+
+    Example:
+        >>> import tempfile
+        >>> from monai.transforms import LoadImage
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.fromarray(np.array([[0, 85, 170]], np.uint8)).save(f"{folder}/a.png")
+        ...     LoadImage(MaskReader({0: 0, 85: 1, 170: 2}))(f"{folder}/a.png").tolist()
+        [[0.0, 1.0, 2.0]]
     """
 
     def __init__(self, label_map: Mapping[int, int] | None = None) -> None:
@@ -215,10 +265,15 @@ class MaskReader(PictureReader):
         self.label_map = dict(label_map or {})
 
     def get_data(self, img: Path) -> tuple[np.ndarray, dict]:
-        """(array (H, W) uint8, metadata); raises ValueError naming the file and a stored number without a class."""
+        """(array (H, W) uint8, metadata).
+
+        Raises:
+            FileNotFoundError: when there is no such file.
+            ValueError: when the file cannot be read or holds a number without a class.
+        """
         stored, meta = super().get_data(img)
         if not self.label_map:
-            # "L" stretches 1 of a bilevel picture to 255, but not 1 of a grey one
+            # "L" stretches 1 of a bilevel picture to 255, but not 1 of a grey one.
             return (stored > (127 if stored.max() > 1 else 0)).astype(np.uint8), meta
         if unknown := sorted(set(np.unique(stored).tolist()) - set(self.label_map)):
             raise ValueError(f"{img}: holds {unknown[0]}, which label_map {self.label_map} does not list")

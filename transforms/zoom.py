@@ -1,10 +1,10 @@
 """`scipy.ndimage.zoom` as matrix products.
 
 Spline interpolation on a regular grid is linear and separable: out = R · x · Cᵀ with one matrix per axis, spline
-prefilter and boundary included. The matrices are what scipy answers to unit vectors, so agreement with scipy holds by
-construction; they are kept per (size in, size out, order). The prefilter's weights fall by 0.27 with every sample, so a
-matrix is a band: on a CPU some rows at a time are multiplied with the few input samples they need, which is three times
-as fast as one product with all of them. Order 0 needs no arithmetic, only an index per axis.
+prefilter and boundary included. The matrices are what scipy makes of unit vectors, so agreement with scipy holds by
+construction. They are kept for each (size in, size out, order). The prefilter's weights fall by 0.27 with every sample,
+so a matrix is a band: on a CPU some rows at a time are multiplied with the few input samples they need, three times as
+fast as one product with all of them. Order 0 needs no arithmetic, only an index for each axis.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ from monai.utils import ensure_tuple_rep
 from scipy import ndimage
 
 from transforms.geometry import like_input, plain_tensor
-
-__all__ = ["SplineZoom", "SplineZoomd", "spline_zoom"]
-
 
 BAND_ROWS = 32
 
@@ -76,7 +73,7 @@ def _zoom_axis(x: torch.Tensor, axis: int, size: int, order: int) -> torch.Tenso
 
 
 def spline_zoom(x: NdarrayOrTensor, size: Sequence[int | None], order: int = 3) -> NdarrayOrTensor:
-    """What `scipy.ndimage.zoom` with factors size / shape gives for the last two axes; other axes are left alone.
+    """`scipy.ndimage.zoom` of the last two axes with the factors size / shape; other axes are left alone.
 
     Args:
         x: (…, H, W), array or tensor on any device. Order 0 keeps the dtype; higher orders compute and answer in
@@ -85,7 +82,11 @@ def spline_zoom(x: NdarrayOrTensor, size: Sequence[int | None], order: int = 3) 
         order: of the spline, 0 … 5.
 
     Raises:
-        ValueError: for an order scipy does not know, sizes that are not two positive integers, or an empty `x`.
+        ValueError: when `order` is none of these, `size` is not two positive integers, or `x` is empty.
+
+    Example:
+        >>> spline_zoom(np.array([[0.0, 1], [2, 3]]), (3, 3), order=1).tolist()
+        [[0.0, 0.5, 1.0], [1.0, 1.5, 2.0], [2.0, 2.5, 3.0]]
     """
     if order not in range(6):
         raise ValueError(f"order must be 0 … 5, got {order!r}")
@@ -110,11 +111,15 @@ def spline_zoom(x: NdarrayOrTensor, size: Sequence[int | None], order: int = 3) 
 
 
 class SplineZoom(Transform):
-    """Resize the last two axes exactly as `scipy.ndimage.zoom` does, see `spline_zoom`.
+    """Resizes the last two axes exactly as `scipy.ndimage.zoom` does, see `spline_zoom`.
 
     Args:
-        spatial_size: (H', W'); −1 or None keeps that axis.
+        spatial_size: (H', W'), or one number for both; −1 or None keeps that axis.
         order: of the spline: 3 for images, 0 for labels.
+
+    Example:
+        >>> SplineZoom((224, -1))(np.zeros((1, 512, 400))).shape
+        (1, 224, 400)
     """
 
     def __init__(self, spatial_size: Sequence[int | None] | int, order: int = 3) -> None:
@@ -127,7 +132,13 @@ class SplineZoom(Transform):
 
 
 class SplineZoomd(MapTransform):
-    """Dictionary version of `SplineZoom`; `order` is one number or one per key."""
+    """Dictionary version of `SplineZoom`; `order` is one number, or one for each key.
+
+    Example:
+        >>> data = {"image": np.zeros((1, 8, 8)), "label": np.zeros((1, 8, 8), np.uint8)}
+        >>> {key: array.shape for key, array in SplineZoomd(["image", "label"], 4, order=(3, 0))(data).items()}
+        {'image': (1, 4, 4), 'label': (1, 4, 4)}
+    """
 
     def __init__(
         self,

@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import OneOf
 from scipy import ndimage
 
-from transforms import RandRotate, RandRotated, RandRotFlip, RandRotFlipd, rot_flip, rotate
+from transforms import RandRotateDegrees, RandRotateDegreesd, RandRotFlip, RandRotFlipd, rot_flip, rotate
 
 shapes = st.tuples(st.integers(1, 30), st.integers(1, 30))
 
@@ -17,7 +21,7 @@ def numbered(shape: tuple[int, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(512, 512), (224, 224), (101, 122), (64, 33), (7, 8), (1, 5)])
-def test_rotate_is_scipys_for_every_published_angle(shape):
+def test_rotate_is_scipys_for_every_published_angle(shape: tuple[int, int]) -> None:
     x = numbered(shape)
     for angle in range(-20, 20):
         np.testing.assert_array_equal(rotate(x, angle), ndimage.rotate(x, angle, order=0, reshape=False))
@@ -25,12 +29,12 @@ def test_rotate_is_scipys_for_every_published_angle(shape):
 
 @settings(deadline=None)
 @given(shapes, st.floats(-720, 720))
-def test_rotate_is_scipys_for_any_angle(shape, angle):
+def test_rotate_is_scipys_for_any_angle(shape: tuple[int, int], angle: float) -> None:
     x = numbered(shape)
     np.testing.assert_array_equal(rotate(x, angle), ndimage.rotate(x, angle, order=0, reshape=False))
 
 
-def test_rotate_keeps_leading_axes_dtype_and_kind():
+def test_rotate_keeps_leading_axes_dtype_and_kind() -> None:
     x = torch.rand(2, 3, 15, 20, dtype=torch.float64)
     out = rotate(x, 13)
     assert out.dtype == torch.float64
@@ -42,7 +46,7 @@ def test_rotate_keeps_leading_axes_dtype_and_kind():
 
 @settings(deadline=None)
 @given(shapes, st.integers(-4, 7), st.sampled_from([0, 1]))
-def test_rot_flip_is_numpys_and_undoes_itself(shape, k, axis):
+def test_rot_flip_is_numpys_and_undoes_itself(shape: tuple[int, int], k: int, axis: int) -> None:
     x = numbered(shape)
     out = rot_flip(x, k, axis)
     np.testing.assert_array_equal(out, np.flip(np.rot90(x, k), axis))
@@ -52,7 +56,7 @@ def test_rot_flip_is_numpys_and_undoes_itself(shape, k, axis):
 @pytest.mark.parametrize(
     "move", [lambda x: rotate(x, 17)] + [lambda x, k=k, a=a: rot_flip(x, k, a) for k in range(4) for a in (0, 1)]
 )
-def test_affine_follows(move):
+def test_affine_follows(move: Callable[[MetaTensor], MetaTensor]) -> None:
     affine = torch.tensor([[0, -2.0, 0, 7], [-3, 0, 0, 5], [0, 0, 4, -9], [0, 0, 0, 1]], dtype=torch.float64)
     image = MetaTensor(torch.zeros(1, 21, 30), affine=affine)
     image[0, 12, 17] = 1
@@ -65,11 +69,11 @@ def test_affine_follows(move):
     torch.testing.assert_close(image.affine, affine)
 
 
-@pytest.mark.parametrize("transform", [RandRotFlip(0.7), RandRotate(0.7)])
-def test_seeded(transform):
+@pytest.mark.parametrize("transform", [RandRotFlip(0.7), RandRotateDegrees(0.7)])
+def test_seeded(transform: RandRotFlip | RandRotateDegrees) -> None:
     x = numbered((1, 12, 17))
 
-    def draws(seed):
+    def draws(seed: int) -> list[np.ndarray]:
         transform.set_random_state(seed)
         return [transform(x) for _ in range(12)]
 
@@ -77,32 +81,32 @@ def test_seeded(transform):
     assert not all(np.array_equal(a, b) for a, b in zip(draws(3), draws(4), strict=True))
 
 
-def test_draws_cover_the_published_ranges():
-    flip, turn = RandRotFlip().set_random_state(0), RandRotate(0.5).set_random_state(0)
+def test_draws_cover_the_published_ranges() -> None:
+    flip, turn = RandRotFlip().set_random_state(0), RandRotateDegrees(0.5).set_random_state(0)
+    x = np.eye(64)
     seen, angles, turned = set(), set(), 0
     for _ in range(1000):
         flip.randomize()
-        turn.randomize()
+        turned += turn(x) is not x
         seen.add((flip.k, flip.axis))
         angles.add(turn.angle)
-        turned += turn._do_transform
     assert seen == {(k, axis) for k in range(4) for axis in (0, 1)}
     assert angles == set(range(-20, 20))
     assert 400 < turned < 600
 
 
-def test_probability_0_changes_nothing():
+def test_probability_0_changes_nothing() -> None:
     x = torch.rand(1, 9, 9)
     assert RandRotFlip(0)(x) is x
-    assert RandRotate(0)(x) is x
+    assert RandRotateDegrees(0)(x) is x
 
 
-def test_published_scheme_treats_image_and_label_alike():
+def test_published_scheme_treats_image_and_label_alike() -> None:
     keys = ["image", "label"]
-    scheme = OneOf([RandRotFlipd(keys, prob=1), RandRotated(keys, prob=0.5)], weights=[0.5, 0.5])
+    scheme = OneOf([RandRotFlipd(keys, prob=1), RandRotateDegreesd(keys, prob=0.5)], weights=[0.5, 0.5])
     x = numbered((1, 16, 16))
 
-    def run(seed):
+    def run(seed: int) -> list[dict]:
         scheme.set_random_state(seed)
         return [scheme({"image": x.astype(np.float32), "label": x, "name": "a"}) for _ in range(40)]
 
@@ -113,7 +117,7 @@ def test_published_scheme_treats_image_and_label_alike():
     assert all(np.array_equal(a["label"], b["label"]) for a, b in zip(results, again, strict=True))
 
 
-def test_bad_input():
+def test_bad_input() -> None:
     with pytest.raises(ValueError, match="axis"):
         rot_flip(np.zeros((3, 3)), 1, 2)
     with pytest.raises(ValueError, match="shape"):
@@ -121,4 +125,4 @@ def test_bad_input():
     with pytest.raises(ValueError, match="angle"):
         rotate(np.zeros((3, 3)), float("nan"))
     with pytest.raises(ValueError, match="degrees"):
-        RandRotate(degrees=(20, -20))
+        RandRotateDegrees(degrees=(20, -20))

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from monai.data import MetaTensor
 from transforms import WindowHU, WindowHUd
 
 
-def test_window_maps_and_clips():
+def test_window_maps_and_clips() -> None:
     hounsfield = np.array([-1000, -125, 75, 275, 3000], dtype=np.int16)
     out = WindowHU()(hounsfield)
     assert out.dtype == np.float32
@@ -14,7 +16,7 @@ def test_window_maps_and_clips():
     np.testing.assert_allclose(WindowHU((0, 100))(np.array([25.0])), [0.25])
 
 
-def test_applied_once_only():
+def test_applied_once_only() -> None:
     image = MetaTensor(torch.tensor([[-1000.0, 75.0]]))
     once = WindowHU()(image)
     assert torch.equal(WindowHU()(once), once)
@@ -22,18 +24,18 @@ def test_applied_once_only():
     assert "window_hu" not in image.meta
 
 
-def test_another_window_is_an_error():
+def test_another_window_is_an_error() -> None:
     image = MetaTensor(torch.rand(1, 4, 4), meta={"window_hu": np.array([-160, 240]), "filename_or_obj": "a.h5"})
     with pytest.raises(ValueError, match=r"a\.h5.*-160"):
         WindowHU()(image)
 
 
-def test_falling_window_is_an_error():
+def test_falling_window_is_an_error() -> None:
     with pytest.raises(ValueError, match="window_hu"):
         WindowHU((275, -125))
 
 
-def test_dictionary():
+def test_dictionary() -> None:
     data = {"image": torch.tensor([[75.0]]), "label": torch.tensor([[3]])}
     out = WindowHUd("image")(data)
     assert out["image"] == 0.5

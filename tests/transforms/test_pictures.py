@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,14 +16,14 @@ GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".tiff"])
-def test_colour_and_its_order(tmp_path, suffix):
+def test_colour_and_its_order(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     Image.fromarray(COLOUR).save(path)
     np.testing.assert_array_equal(read_picture(path), COLOUR)
     np.testing.assert_array_equal(read_picture(path, "BGR"), COLOUR[..., ::-1])
 
 
-def test_every_form_of_grey_becomes_the_same(tmp_path):
+def test_every_form_of_grey_becomes_the_same(tmp_path: Path) -> None:
     opaque = Image.fromarray(GREY).convert("RGBA")
     opaque.putalpha(Image.fromarray(255 - GREY))
     palette = Image.fromarray(GREY)
@@ -38,7 +42,7 @@ def test_every_form_of_grey_becomes_the_same(tmp_path):
         np.testing.assert_array_equal(read_picture(tmp_path / f"{name}.png"), np.stack([GREY] * 3, -1), err_msg=name)
 
 
-def test_ids_are_the_stored_numbers(tmp_path):
+def test_ids_are_the_stored_numbers(tmp_path: Path) -> None:
     ids = GREY % 4
     palette = Image.fromarray(ids)
     palette.putpalette([200, 10, 10, 0, 255, 0, 3, 4, 5, 90, 90, 90])
@@ -51,7 +55,7 @@ def test_ids_are_the_stored_numbers(tmp_path):
         read_picture(tmp_path / "colour.png", "ids")
 
 
-def test_errors_name_the_file(tmp_path):
+def test_errors_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG no more")
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match=r"broken\.png"):
@@ -66,7 +70,7 @@ def test_errors_name_the_file(tmp_path):
         PictureReader().read(tmp_path / "a.nii")
 
 
-def test_published_ultrasound_input_with_monais_transforms(tmp_path):
+def test_published_ultrasound_input_with_monais_transforms(tmp_path: Path) -> None:
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
     mean, sd = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     chain = Compose(
@@ -84,7 +88,7 @@ def test_published_ultrasound_input_with_monais_transforms(tmp_path):
     assert out.shape == (3, 5, 7)
 
 
-def test_published_dermoscopy_input_with_monais_transforms():
+def test_published_dermoscopy_input_with_monais_transforms() -> None:
     image = torch.from_numpy(COLOUR.transpose(2, 0, 1).astype(np.float32) / 2 + 40)
     normalised = (image - 157.561) / 26.706
     expected = (normalised - normalised.min()) / (normalised.max() - normalised.min()) * 255
@@ -101,7 +105,7 @@ def opencv_linear(x: np.ndarray, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("source", "target"), [((61, 47), (32, 32)), ((20, 31), (64, 64)), ((471, 562), (256, 256))])
-def test_monais_resize_is_opencvs(source, target):
+def test_monais_resize_is_opencvs(source: tuple[int, int], target: tuple[int, int]) -> None:
     x = RNG.random((1, *source), dtype=np.float32)
     linear = Resize(target, mode="bilinear", align_corners=False)(torch.from_numpy(x))
     expected = opencv_linear(opencv_linear(x, target[1]).swapaxes(1, 2), target[0]).swapaxes(1, 2)

@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 from itertools import permutations, product
+from pathlib import Path
 
 import h5py
 import nibabel as nib
@@ -7,22 +10,22 @@ import pytest
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from transforms import SPL_AFFINE, HDF5Reader, VolumeReader, WindowHUd
+from transforms import ORIENTATION, SPL_AFFINE, HDF5Reader, VolumeReader, WindowHUd
 
 AFFINE = np.array([[0.1, 0, -2, 40], [0, -1.5, 0, 30], [5, 0, 0.1, -60], [0, 0, 0, 1]])
 SPACING = np.sqrt((AFFINE[:3, :3] ** 2).sum(axis=0))
 
 
 @pytest.fixture
-def hounsfield():
+def hounsfield() -> np.ndarray:
     return np.random.default_rng(0).integers(-1000, 1000, (4, 5, 6)).astype(np.int16)
 
 
-def windowed(hounsfield):
+def windowed(hounsfield: np.ndarray) -> np.ndarray:
     return ((hounsfield.clip(-125, 275) + 125) / 400).astype(np.float32)
 
 
-def write_h5(path, attributes=True, **datasets):
+def write_h5(path: Path, attributes: bool = True, **datasets: np.ndarray) -> Path:
     with h5py.File(path, "w") as file:
         for name, array in datasets.items():
             file[name] = array
@@ -31,7 +34,7 @@ def write_h5(path, attributes=True, **datasets):
     return path
 
 
-def test_reads_image_label_and_geometry(tmp_path, hounsfield):
+def test_reads_image_label_and_geometry(tmp_path: Path, hounsfield: np.ndarray) -> None:
     label = (hounsfield > 0).astype(np.uint8)
     path = write_h5(tmp_path / "case.npy.h5", image=windowed(hounsfield), label=label)
     load = LoadImaged("image", reader=HDF5Reader())
@@ -44,24 +47,24 @@ def test_reads_image_label_and_geometry(tmp_path, hounsfield):
     np.testing.assert_array_equal(read, label)
 
 
-def test_reader_can_be_named_in_a_config(tmp_path, hounsfield):
+def test_reader_can_be_named_in_a_config(tmp_path: Path, hounsfield: np.ndarray) -> None:
     path = write_h5(tmp_path / "case.h5", image=windowed(hounsfield), label=windowed(hounsfield) > 0.5)
     load = LoadImaged("label", reader="transforms.HDF5Reader", dataset="label")
     assert set(np.unique(load({"label": path})["label"])) == {0, 1}
 
 
-def test_released_files_have_no_spacing(tmp_path, hounsfield):
+def test_released_files_have_no_spacing(tmp_path: Path, hounsfield: np.ndarray) -> None:
     path = write_h5(tmp_path / "case.h5", attributes=False, image=windowed(hounsfield))
     image = LoadImaged("image", reader=HDF5Reader())({"image": path})["image"]
     assert "spacing_mm" not in image.meta
     np.testing.assert_array_equal(image.affine, SPL_AFFINE)
-    assert nib.aff2axcodes(SPL_AFFINE) == ("S", "P", "L")
+    assert "".join(nib.aff2axcodes(SPL_AFFINE)) == ORIENTATION == "SPL"
     np.testing.assert_array_equal(image.meta["window_hu"], [-125, 275])
 
 
 @pytest.mark.parametrize("codes", ["".join(c) for p in permutations(["RL", "AP", "SI"]) for c in product(*p)][::5])
-def test_nifti_in_any_orientation_and_h5_come_out_alike(tmp_path, hounsfield, codes):
-    change = ornt_transform(axcodes2ornt("SPL"), axcodes2ornt(codes))
+def test_nifti_in_any_orientation_and_h5_come_out_alike(tmp_path: Path, hounsfield: np.ndarray, codes: str) -> None:
+    change = ornt_transform(axcodes2ornt(ORIENTATION), axcodes2ornt(codes))
     turned = apply_orientation(hounsfield, change)
     nib.save(nib.Nifti1Image(turned, AFFINE @ inv_ornt_aff(change, hounsfield.shape)), tmp_path / "case.nii.gz")
     write_h5(tmp_path / "case.h5", image=windowed(hounsfield))
@@ -69,7 +72,7 @@ def test_nifti_in_any_orientation_and_h5_come_out_alike(tmp_path, hounsfield, co
         [
             LoadImaged("image", reader=VolumeReader()),
             EnsureChannelFirstd("image"),
-            Orientationd("image", axcodes="SPL", labels=None),
+            Orientationd("image", axcodes=ORIENTATION, labels=None),
             WindowHUd("image"),
         ]
     )
@@ -79,7 +82,7 @@ def test_nifti_in_any_orientation_and_h5_come_out_alike(tmp_path, hounsfield, co
     np.testing.assert_allclose(from_nifti.affine, from_h5.affine, atol=1e-5)
 
 
-def test_errors_name_the_file(tmp_path, hounsfield):
+def test_errors_name_the_file(tmp_path: Path, hounsfield: np.ndarray) -> None:
     good = write_h5(tmp_path / "good.h5", image=windowed(hounsfield))
     flat = write_h5(tmp_path / "flat.h5", image=windowed(hounsfield)[0])
     raw = write_h5(tmp_path / "raw.h5", attributes=False, image=hounsfield)
@@ -102,7 +105,7 @@ def test_errors_name_the_file(tmp_path, hounsfield):
         LoadImaged("label", reader=HDF5Reader("label"))({"label": good})
 
 
-def test_nifti_errors_name_the_file(tmp_path):
+def test_nifti_errors_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "broken.nii.gz").write_bytes(b"no gzip")
     nib.save(nib.Nifti1Image(np.zeros((2, 2, 2, 3), np.uint8), np.eye(4)), tmp_path / "four.nii")
     for name, what in [("broken.nii.gz", "not a readable NIfTI"), ("four.nii", "shape")]:

@@ -1,12 +1,15 @@
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import SaveImage, SaveImaged
 from PIL import Image
 
-from transforms import MaskReader, SaveMasks, SaveMasksd
+from transforms import MaskReader, SaveImageMask, SaveImageMaskd
 
 RNG = np.random.default_rng(0)
 
@@ -23,7 +26,7 @@ def read(path: Path) -> np.ndarray:
 def test_one_class_is_cut_at_one_half(tmp_path: Path) -> None:
     p = probabilities(1)
     p[0, 0, :2] = torch.tensor([0.5, 0.5001])
-    assert SaveMasks(tmp_path / "new/folder")(p) is p
+    assert SaveImageMask(tmp_path / "new/folder")(p) is p
     mask = read(tmp_path / "new/folder/a.b_mask.png")
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, np.where(p[0].numpy() > 0.5, 255, 0))
@@ -31,30 +34,27 @@ def test_one_class_is_cut_at_one_half(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "new/folder").iterdir()] == ["a.b_mask.png"]
 
 
-def test_of_several_classes_the_largest_wins(tmp_path: Path) -> None:
-    p = probabilities(4)
-    SaveMasks(tmp_path)(p)
-    np.testing.assert_array_equal(read(tmp_path / "a.b_mask.png"), p.numpy().argmax(0))
-
-
 @pytest.mark.parametrize(
-    "label_map", [{0: 0, 85: 1, 170: 2, 255: 3}, {7: 0, 3: 2, 1: 3, 5: 1}, {0: 0, 999: 1, 1: 2, 2: 3}]
+    "label_map", [None, {0: 0, 85: 1, 170: 2, 255: 3}, {7: 0, 3: 2, 1: 3, 5: 1}, {0: 0, 999: 1, 1: 2, 2: 3}]
 )
-def test_masks_are_written_in_the_numbers_of_the_data_set(tmp_path: Path, label_map: dict[int, int]) -> None:
+def test_of_several_classes_the_largest_wins_and_gets_its_number(
+    tmp_path: Path, label_map: dict[int, int] | None
+) -> None:
     p = probabilities(4)
-    SaveMasks(tmp_path, label_map)(p)
-    np.testing.assert_array_equal(MaskReader(label_map).get_data(tmp_path / "a.b_mask.png")[0], p.numpy().argmax(0))
+    SaveImageMask(tmp_path, label_map)(p)
+    reader = MaskReader(label_map or {index: index for index in range(4)})
+    np.testing.assert_array_equal(reader.get_data(tmp_path / "a.b_mask.png")[0], p.numpy().argmax(0))
 
 
 def test_numbers_that_share_a_class_and_one_class_with_its_number(tmp_path: Path) -> None:
     p = probabilities(1)
-    SaveMasks(tmp_path, {0: 0, 1: 0, 20: 1, 30: 1})(p)
+    SaveImageMask(tmp_path, {0: 0, 1: 0, 20: 1, 30: 1})(p)
     np.testing.assert_array_equal(read(tmp_path / "a.b_mask.png"), np.where(p[0].numpy() > 0.5, 20, 0))
 
 
 def test_probabilities_on_request(tmp_path: Path) -> None:
     one, several = probabilities(1, "one.png"), probabilities(3, "several.png")
-    save = SaveMasksd("pred", tmp_path, probabilities=True)
+    save = SaveImageMaskd("pred", tmp_path, probabilities=True)
     for p in (one, several):
         assert save({"pred": p, "image": 1})["image"] == 1
     expected = {"one_probability.png": one[0], "several_probability_1.png": several[1],
@@ -62,3 +62,18 @@ def test_probabilities_on_request(tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {*expected, "one_mask.png", "several_mask.png"}
     for name, p in expected.items():
         assert np.abs(read(tmp_path / name) / 255 - p.numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_monais_tools_know_the_writer_and_how_to_call_it(tmp_path: Path) -> None:
+    save = SaveImageMaskd(["pred", "other"], tmp_path, allow_missing_keys=True)
+    assert isinstance(save, SaveImaged)
+    assert isinstance(save.saver, SaveImage)
+    assert "SaveImage" in type(save).__name__
+    array = probabilities(1).numpy()
+    save({"pred": array, "pred_meta_dict": {"filename_or_obj": "in/c.png"}})
+    save.saver(array, filename=tmp_path / "d")
+    for _ in range(2):
+        save({"pred": array})
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{name}_mask.png" for name in "23cd"]
+    with pytest.raises(KeyError):
+        SaveImageMaskd("other", tmp_path)({"pred": array})

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ def scipy_zoom(x: np.ndarray, size: tuple[int, int], order: int) -> np.ndarray:
 @example((512, 512), (224, 224), 3, (1,))
 @example((122, 101), (224, 224), 3, (1,))
 @example((224, 224), (512, 500), 0, (1,))
-def test_equals_scipy(source, target, order, lead):
+def test_equals_scipy(source: tuple[int, int], target: tuple[int, int], order: int, lead: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).normal(size=(*lead, *source))
     expected = scipy_zoom(x, target, order)
     out = spline_zoom(torch.from_numpy(x), target, order)
@@ -38,25 +40,25 @@ def test_equals_scipy(source, target, order, lead):
 
 @settings(deadline=None)
 @given(sizes, sizes)
-def test_order_0_keeps_every_label(source, target):
+def test_order_0_keeps_every_label(source: tuple[int, int], target: tuple[int, int]) -> None:
     label = np.random.default_rng(0).integers(0, 9, source, dtype=np.uint8)
     out = spline_zoom(label, target, order=0)
     assert out.dtype == np.uint8
     np.testing.assert_array_equal(out, scipy_zoom(label, target, 0))
 
 
-def test_same_size_returns_the_values():
+def test_same_size_returns_the_values() -> None:
     x = torch.rand(2, 9, 11)
     assert torch.equal(spline_zoom(x, (9, -1)), x)
     assert torch.equal(SplineZoom((None, 11))(x), x)
 
 
-def test_strided_input():
+def test_strided_input() -> None:
     x = np.random.default_rng(0).random((20, 30))[::-1, ::2]
     np.testing.assert_allclose(spline_zoom(x, (11, 8)), scipy_zoom(x, (11, 8), 3), rtol=0, atol=1e-12)
 
 
-def test_autocast_and_half_precision_stay_in_float32():
+def test_autocast_and_half_precision_stay_in_float32() -> None:
     x = torch.rand(1, 64, 64)
     expected = spline_zoom(x, (31, 33))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -66,7 +68,7 @@ def test_autocast_and_half_precision_stay_in_float32():
     assert spline_zoom((x * 9).to(torch.uint8), (31, 33)).dtype == torch.float32
 
 
-def test_weights_first_used_in_inference_mode_serve_gradients_later():
+def test_weights_first_used_in_inference_mode_serve_gradients_later() -> None:
     with torch.inference_mode():
         spline_zoom(torch.rand(1, 19, 23), (17, 29))
     x = torch.rand(1, 19, 23, requires_grad=True)
@@ -76,14 +78,14 @@ def test_weights_first_used_in_inference_mode_serve_gradients_later():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("order", [0, 3])
-def test_on_a_gpu(order):
+def test_on_a_gpu(order: int) -> None:
     x = torch.rand(4, 1, 130, 100)
     out = spline_zoom(x.cuda(), (64, 70), order).cpu()
     torch.testing.assert_close(out, spline_zoom(x, (64, 70), order), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 30), (1, 5, 20, 30)])
-def test_affine_keeps_the_corners_in_place(shape):
+def test_affine_keeps_the_corners_in_place(shape: tuple[int, ...]) -> None:
     affine = torch.tensor([[0, 0, -2, 7], [0, -3, 0, 5], [4, 0, 0, -9], [0, 0, 0, 1.0]], dtype=torch.float64)
     image = MetaTensor(torch.rand(shape), affine=affine)
     out = spline_zoom(image, (41, 10))
@@ -96,7 +98,7 @@ def test_affine_keeps_the_corners_in_place(shape):
     torch.testing.assert_close(image.affine, affine)
 
 
-def test_dictionary_takes_an_order_per_key():
+def test_dictionary_takes_an_order_per_key() -> None:
     data = {"image": torch.rand(1, 30, 20), "label": torch.randint(0, 9, (1, 30, 20)), "name": "case0001"}
     out = SplineZoomd(["image", "label"], (16, 24), order=(3, 0))(data)
     assert torch.equal(out["image"], spline_zoom(data["image"], (16, 24), 3))
@@ -119,6 +121,6 @@ def test_dictionary_takes_an_order_per_key():
         ((8, 8), (4, 4), 6),
     ],
 )
-def test_bad_input(shape, size, order):
+def test_bad_input(shape: tuple[int, ...], size: tuple[int, ...], order: int) -> None:
     with pytest.raises(ValueError, match=r"order|size|shape"):
         spline_zoom(np.zeros(shape), size, order)
