@@ -1,8 +1,8 @@
 """Metrics, protocols, volume assembly and reports for segmentation: what the bundles evaluate with."""
 
 from evaluation.handlers import ImageMetric, ImageReport, VolumeDice, VolumeReport
+from evaluation.inferers import SliceToVolume
 from evaluation.metrics import dice, hd95
 from evaluation.overlay import save_overview
-from evaluation.volume import SliceToVolume
 
 __all__ = ["ImageMetric", "ImageReport", "SliceToVolume", "VolumeDice", "VolumeReport", "dice", "hd95", "save_overview"]

@@ -15,12 +15,12 @@ from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
 
+from evaluation.inferers import to_labels
 from evaluation.metrics import confusion
 from evaluation.overlay import Panel, as_array, save_overview, save_panels
 from evaluation.protocols import per_image, strict_dice
 from evaluation.report import Report, case_name, class_maps, plus_minus, spread
 from evaluation.scores import METRICS, ImageScores, VolumeScores, cropped_masks
-from evaluation.volume import to_labels
 
 PICTURE = "overview.png"
 PANELS = 4

@@ -1,19 +1,22 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor, decollate_batch, list_data_collate
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from evaluation import SliceToVolume
 
 
-def network(classes, seed=0):
-    torch.manual_seed(seed)
+def network(classes: int) -> torch.nn.Module:
+    torch.manual_seed(0)
     layers = torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, classes, 3, padding=1)
     return torch.nn.Sequential(*layers).eval()
 
 
-def slice_loop(volume, net, size):
+def slice_loop(volume: NDArray[Any], net: torch.nn.Module, size: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any]]:
     """The published evaluation, slice by slice with scipy: (logits (C, D, h, w), labels (D, H, W))."""
     logits, labels = [], []
     for image in volume:
@@ -27,14 +30,19 @@ def slice_loop(volume, net, size):
     return np.stack(logits, 1), np.stack(labels)
 
 
-def volume(shape, seed=0):
+def volume(shape: tuple[int, int, int], seed: int = 0) -> NDArray[np.float64]:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 9])
-@pytest.mark.parametrize("shape", [(7, 41, 53), (3, 32, 32), (5, 64, 24)])
-def test_equal_to_a_loop_over_slices_with_scipy(classes, shape):
-    net, image, size = network(classes), volume(shape), (32, 32)
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((7, 41, 53), (32, 32)), ((3, 32, 32), (32, 32)), ((5, 64, 24), (32, 32)), ((3, 41, 53), (33, 20))],
+)
+def test_equal_to_a_loop_over_slices_with_scipy(
+    classes: int, shape: tuple[int, int, int], size: tuple[int, int]
+) -> None:
+    net, image = network(classes), volume(shape)
     logits, labels = slice_loop(image, net, size)
     inputs = torch.from_numpy(image).float()[None, None]
     found = SliceToVolume(size, batch_size=3, output="logits")(inputs, net)
@@ -46,14 +54,14 @@ def test_equal_to_a_loop_over_slices_with_scipy(classes, shape):
 
 
 @pytest.mark.parametrize("spatial_dim", [0, 1, 2])
-def test_any_axis_can_be_sliced(spatial_dim):
+def test_any_axis_can_be_sliced(spatial_dim: int) -> None:
     net, image = network(3), torch.from_numpy(volume((9, 10, 11))).float()
     expected = SliceToVolume((16, 16))(image.movedim(spatial_dim, 0)[None, None], net)[0, 0].movedim(0, spatial_dim)
     found = SliceToVolume((16, 16), spatial_dim=spatial_dim)(image[None, None], net)
     assert torch.equal(found[0, 0], expected)
 
 
-def test_batches_of_volumes_keep_order_and_meta_data():
+def test_batches_of_volumes_keep_order_and_meta_data() -> None:
     items = []
     for i in range(2):
         image = MetaTensor(torch.from_numpy(volume((4, 20, 18), i)).float()[None], affine=np.diag([3.0, 2, 1, 1]))
@@ -67,29 +75,36 @@ def test_batches_of_volumes_keep_order_and_meta_data():
         np.testing.assert_array_equal(found.affine.numpy(), np.diag([3.0, 2, 1, 1]))
 
 
-def test_without_a_size_the_network_sees_the_slices_themselves():
+def test_one_number_stands_for_both_sides() -> None:
+    net, image = network(2), torch.from_numpy(volume((2, 13, 17))).float()[None, None]
+    shapes = {size: SliceToVolume(size, output="logits")(image, net).shape[-2:] for size in (15, (15, 15), (15, 8))}
+    assert shapes == {15: (15, 15), (15, 15): (15, 15), (15, 8): (15, 8)}
+
+
+def test_without_a_size_the_network_sees_the_slices_themselves() -> None:
     image = torch.from_numpy(volume((3, 13, 17))).float()[None, None]
-    seen = []
+    seen: list[torch.Tensor] = []
     SliceToVolume(None, batch_size=2)(image, lambda x: seen.append(x) or x)
     assert torch.equal(torch.cat(seen)[:, 0], image[0, 0])
 
 
-def test_autocast_leaves_the_zoom_in_full_precision():
+def test_autocast_leaves_the_zoom_in_full_precision() -> None:
     image = torch.from_numpy(volume((2, 21, 34))).float()[None, None]
-    seen = []
+    seen: list[torch.Tensor] = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             SliceToVolume((16, 16))(image, lambda x: seen.append(x) or x)
     assert torch.equal(*seen)
 
 
-def test_bad_arguments_are_refused():
+def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="volumes"):
         SliceToVolume()(torch.zeros(1, 1, 4, 4), network(1))
     for arguments, message in (
         ({"output": "masks"}, '"labels" or "logits"'),
         ({"spatial_dim": 3}, "spatial_dim"),
         ({"batch_size": 0}, "batch_size"),
+        ({"spatial_size": (8, 8, 8)}, "length 2"),
     ):
         with pytest.raises(ValueError, match=message):
             SliceToVolume(**arguments)

@@ -1,4 +1,4 @@
-"""Volumes through a network for slices: `SliceToVolume`."""
+"""Inferers for MONAI's evaluators: `SliceToVolume` takes volumes through a network for slices."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from monai.utils import ensure_tuple_rep
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,7 +18,13 @@ from transforms import spline_zoom
 def to_labels(logits: Tensor) -> Tensor:
     """Class of every pixel, (N, C, H, W) logits → (N, 1, H, W) uint8.
 
-    Arg-max over several channels; one channel is the foreground, cut where its sigmoid is 0.5.
+    Several channels: arg-max. One channel: 1 where its sigmoid exceeds 0.5.
+
+    Example:
+        >>> to_labels(torch.tensor([-3.0, 2.0]).reshape(1, 1, 1, 2)).tolist()
+        [[[[0, 1]]]]
+        >>> to_labels(torch.tensor([0.5, 2.0, 1.0]).reshape(1, 3, 1, 1)).item()
+        1
     """
     # max, not argmax: the same indices, several times faster on a CPU.
     labels = logits > 0 if logits.shape[1] == 1 else logits.max(1, keepdim=True).indices
@@ -28,27 +35,35 @@ class SliceToVolume(Inferer):
     """Segments a volume slice by slice: zoom to the network's size, network, arg-max, zoom back.
 
     Called with a volume (B, C, D, H, W) and a network for (N, C, H', W') → (N, K, H', W'), it returns the label map
-    (B, 1, D, H, W), uint8, with the volume's meta data; with `output="logits"` the logits (B, K, D, H', W') at the
-    network's size. `D` stands for the axis that is sliced. Equal to the published loop over slices with
+    (B, 1, D, H, W), uint8, with the volume's meta data; with `output="logits"` it returns the logits (B, K, D, H', W')
+    at the network's size. `D` stands for the axis that is sliced. The result equals the published loop over slices with
     `scipy.ndimage.zoom`, order 3 for the image and order 0 for the label (TransUNet's and VM-UNet's evaluation).
 
-    Slices travel to the network in batches and come back as labels, so that beside the volume itself only a batch is
-    ever held in float32. Arg-max comes before the zoom back for the same reason: nine classes of a 150×512×512
-    volume are 1.4 GB.
+    Slices go to the network in batches and come back as labels: beside the volume itself only one batch is held in
+    float32. Arg-max comes before the zoom back for the same reason: nine classes of a 150×512×512 volume are 1.4 GB.
 
     Args:
-        spatial_size: (H', W') the network works at. Slices of that size are not zoomed; None never zooms.
+        spatial_size: (H', W') the network works at, or one number for both. Slices of that size are not zoomed; None
+            never zooms.
         batch_size: slices per network call.
         spatial_dim: the axis of the volume that is sliced: 0, 1 or 2 of (D, H, W).
         output: "labels" or "logits".
         device: where zoom and network run; by default where the network's first parameter is. The result is on the
             volume's device.
         progress: show a bar over the slices.
+
+    Raises:
+        ValueError: when an argument is none of these.
+
+    Example:
+        >>> inferer = SliceToVolume(spatial_size=(8, 6), batch_size=2)
+        >>> inferer(torch.rand(1, 1, 5, 12, 10), torch.nn.Conv2d(1, 3, 1)).shape
+        torch.Size([1, 1, 5, 12, 10])
     """
 
     def __init__(
         self,
-        spatial_size: Sequence[int] | None = (224, 224),
+        spatial_size: Sequence[int] | int | None = (224, 224),
         batch_size: int = 16,
         spatial_dim: int = 0,
         output: str = "labels",
@@ -62,7 +77,7 @@ class SliceToVolume(Inferer):
             raise ValueError(f"spatial_dim must be 0, 1 or 2, not {spatial_dim}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.spatial_size = None if spatial_size is None else tuple(spatial_size)
+        self.spatial_size = None if spatial_size is None else ensure_tuple_rep(spatial_size, 2)
         self.batch_size = batch_size
         self.spatial_dim = spatial_dim
         self.output = output
@@ -71,7 +86,11 @@ class SliceToVolume(Inferer):
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Raises ValueError for an input that is no (B, C, D, H, W) volume; further arguments go to the network."""
+        """The label map or the logits of a volume; further arguments go to the network.
+
+        Raises:
+            ValueError: when the input is no volume (B, C, D, H, W).
+        """
         if inputs.ndim != 5 or inputs.numel() == 0:
             raise ValueError(f"SliceToVolume takes volumes (B, C, D, H, W), not shape {tuple(inputs.shape)}")
         axis = self.spatial_dim + 2
