@@ -2,15 +2,14 @@
 
 Two files, or two folders searched with their sub-folders and paired by name: `img0001_pred.nii.gz` belongs to
 `label0001.nii.gz`, `ISIC_0000000.png` to `ISIC_0000000_segmentation.png`. Volumes (NIfTI, HDF5 with a data set `label`)
-are brought to one orientation and scored per organ under both protocols; images (PNG and the like) are scored per image
-and pooled. Where both files know their geometry it must be the same. Labels that number their classes in another way
-than the predictions, as BTCV's raw ones do, are read with `--label-ids`.
+are brought to one orientation and scored class by class under both protocols. Images (PNG and the like) are scored one
+by one and pooled. Where both files know their geometry it must be the same. `--label-ids` reads labels that number
+their classes in another way than the predictions, as BTCV's raw ones do.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,121 +22,181 @@ from monai.transforms import EnsureChannelFirst, LoadImage, Orientation
 from tqdm import tqdm
 
 from evaluation.handlers import spacing_mm
-from evaluation.report import Report, case_name
+from evaluation.report import Scores
 from evaluation.scores import ImageScores, VolumeScores
-from transforms import PICTURE_SUFFIXES, VolumeReader, read_picture
-
-VOLUMES = (".nii", ".nii.gz", ".h5", ".hdf5")
-DECORATION = re.compile(r"_(segmentation|seg|mask|label|labels|gt|prediction|pred|trans|lesion)$|^(img|label)(?=\d)")
+from transforms import (
+    BTCV_IDS,
+    ORIENTATION,
+    PICTURE_SUFFIXES,
+    SPL_AFFINE,
+    SYNAPSE_CLASSES,
+    VOLUME_SUFFIXES,
+    MaskReader,
+    VolumeReader,
+    has_suffix,
+    list_files,
+    pair_by_name,
+    read_picture,
+)
 
 
 def pair_files(predictions: Path, labels: Path) -> list[tuple[Path, Path]]:
     """(prediction, label) files that belong together; the labels decide whether volumes or images are looked for.
 
-    Raises ValueError for a path without such files and for files that belong to none or to several others.
+    Raises:
+        FileNotFoundError: when a path does not exist.
+        ValueError: when a path has no such files, or a file belongs to none or to several others.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     files = [Path(folder, name) for name in ("img0001_pred.nii.gz", "label0001.nii.gz")]
+        ...     for file in files:
+        ...         file.touch()
+        ...     pair_files(*files) == [tuple(files)]
+        True
     """
-    true = _by_name(labels, VOLUMES) or _by_name(labels, PICTURE_SUFFIXES)
+    true = list_files(labels, VOLUME_SUFFIXES, recursive=True) or list_files(labels, PICTURE_SUFFIXES, recursive=True)
     if not true:
-        raise ValueError(f"{labels} is or holds no {', '.join(VOLUMES + PICTURE_SUFFIXES)} file")
-    suffixes = VOLUMES if is_volume(next(iter(true.values()))) else PICTURE_SUFFIXES
-    predicted = _by_name(predictions, suffixes)
+        raise ValueError(f"{labels} is or holds no {', '.join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)} file")
+    suffixes = VOLUME_SUFFIXES if is_volume(true[0]) else PICTURE_SUFFIXES
+    predicted = list_files(predictions, suffixes, recursive=True)
     if not predicted:
         raise ValueError(f"{predictions} is or holds no {', '.join(suffixes)} file")
     if predictions.is_file() and labels.is_file():
         return [(predictions, labels)]
-    for here, there, what in ((predicted, true, "label"), (true, predicted, "prediction")):
-        alone = sorted(here.keys() - there.keys())
-        if alone:
-            names = ", ".join(str(here[name]) for name in alone[:3])
-            raise ValueError(f"{len(alone)} files without a {what} of the same name: {names}{' …' * (len(alone) > 3)}")
-    return [(predicted[name], true[name]) for name in sorted(true)]
+    return pair_by_name(predicted, true)
 
 
 def is_volume(path: Path) -> bool:
-    return path.name.lower().endswith(VOLUMES)
+    """True for NIfTI and HDF5 files, by their suffix.
+
+    Example:
+        >>> is_volume(Path("img0001.nii.gz")), is_volume(Path("benign (1).png"))
+        (True, False)
+    """
+    return has_suffix(path, VOLUME_SUFFIXES)
 
 
 def read_volume(path: Path) -> MetaTensor:
-    """The label map (1, D, H, W) in the orientation SPL, with its affine; raises as `transforms.VolumeReader` does."""
+    """The label map (1, D, H, W) of a volume in the orientation SPL, with its affine.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is not readable or holds no volume; it names the file.
+    """
     volume: Any = EnsureChannelFirst(channel_dim="no_channel")(LoadImage(VolumeReader(dataset="label"))(path))
-    volume = Orientation("SPL", labels=None)(volume)
+    volume = Orientation(ORIENTATION, labels=None)(volume)
     return volume
 
 
 def read_image(path: Path, classes: int) -> np.ndarray:
-    """The class indices (H, W) of a picture; one class is cut at half of the range, 0 to 1 or 0 to 255."""
-    if classes > 1:
-        return read_picture(path, "ids")
-    grey = read_picture(path, "L")
-    return (grey > (0 if grey.max() <= 1 else 127)).astype(np.uint8)
+    """The class indices (H, W) of a picture: as stored, or for one class what is brighter than half the range.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is not readable or holds colours for several classes; it names the file.
+    """
+    return read_picture(path, "ids") if classes > 1 else MaskReader().get_data(path)[0]
 
 
 def evaluate(
     pairs: Sequence[tuple[Path, Path]],
-    report: Report,
+    scores: Scores,
     spacing: Sequence[float] | None = None,
     label_ids: Sequence[int] = (),
 ) -> None:
-    """Score all pairs; `spacing` (D, H, W) in mm holds for volumes that do not know theirs.
+    """Add the scores of all pairs of files.
 
-    `label_ids`: the numbers that classes 1, 2, … have in the labels of volumes; all others are background.
+    Args:
+        pairs: (prediction, label) files, all volumes or all pictures.
+        scores: what the cases are added to.
+        spacing: voxel size (D, H, W) in mm of volumes that do not know theirs.
+        label_ids: the numbers of the classes 1 … C in the labels of volumes; all others are background.
 
-    Raises ValueError naming the files that cannot be read or do not fit.
+    Raises:
+        ValueError: when a file cannot be read or two do not fit; it names them.
     """
     for prediction_file, label_file in tqdm(pairs, unit="case", disable=None):
         if not is_volume(label_file):
-            count = len(report.classes)
-            report.add(str(label_file), read_image(prediction_file, count), read_image(label_file, count))
+            count = len(scores.classes)
+            scores.add(str(label_file), read_image(prediction_file, count), read_image(label_file, count))
             continue
         prediction, label = read_volume(prediction_file), read_volume(label_file)
-        sizes = spacing_mm(prediction), spacing_mm(label)
-        if None not in sizes and not torch.allclose(prediction.affine, label.affine, rtol=0, atol=1e-2):
+        if _apart(prediction, label):
             raise ValueError(f"{prediction_file} and {label_file} lie differently in space: their affines differ")
         true = label[0]
         if label_ids:
             true = torch.zeros_like(label[0])
             for index, number in enumerate(label_ids, 1):
                 true[label[0] == number] = index
-        report.add(str(label_file), prediction[0], true, sizes[1] or sizes[0] or spacing)
+        scores.add(str(label_file), prediction[0], true, spacing_mm(label) or spacing_mm(prediction) or spacing)
 
 
-def _by_name(path: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files below `path`, or `path` itself, by what is left of their names without decoration."""
-    if not path.exists():
-        raise ValueError(f"{path} does not exist")
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    found: dict[str, Path] = {}
-    for file in files:
-        if not file.is_file() or file.name.startswith(".") or not file.name.lower().endswith(suffixes):
-            continue
-        name = case_name(file.name)
-        while DECORATION.search(name):
-            name = DECORATION.sub("", name)
-        name = name.removesuffix(".npy")
-        if name in found:
-            raise ValueError(f"{found[name]} and {file} have the same name: cannot tell which belongs to which label")
-        found[name] = file
-    return found
+def _apart(first: MetaTensor, second: MetaTensor) -> bool:
+    """True where both volumes know where they lie, and differ: `SPL_AFFINE` stands for a file that does not say."""
+    unknown = torch.as_tensor(SPL_AFFINE)
+    if any(torch.equal(volume.affine, unknown) for volume in (first, second)):
+        return False
+    return not torch.allclose(first.affine, second.affine, rtol=0, atol=1e-2)
 
 
 def _count_classes(pairs: Sequence[tuple[Path, Path]]) -> int:
-    """The highest class of the labels; raises ValueError where the predictions seem to be numbered in another way."""
+    """The highest class of the labels.
+
+    Raises:
+        ValueError: when the predictions end at a lower one, and so seem to be numbered in another way.
+    """
     predicted, true = (max(1, *(int(read_volume(file).max()) for file in files)) for files in zip(*pairs, strict=True))
     if true > predicted:
         raise ValueError(
-            f"the labels hold classes up to {true}, the predictions up to {predicted}: name the classes with --organs"
-            " if both number them alike, else say the labels' numbers with --label-ids (BTCV's raw: 8 4 3 2 6 11 1 7)"
+            f"the labels hold classes up to {true}, the predictions up to {predicted}: name the classes with --classes"
+            " if both number them alike, else say the labels' numbers with --label-ids (BTCV's raw: --label-ids btcv)"
         )
     return true
 
 
+def _label_ids(words: Sequence[str]) -> tuple[int, ...]:
+    """The numbers that --label-ids asks for.
+
+    Raises:
+        ValueError: when a word is no number above 0, or stands there twice.
+    """
+    if list(words) == ["btcv"]:
+        return BTCV_IDS
+    numbers = tuple(int(word) for word in words if word.isdecimal())
+    if len(numbers) < len(words) or 0 in numbers or len(set(numbers)) < len(numbers):
+        raise ValueError(f"--label-ids takes btcv, or different numbers above 0, not {' '.join(words)}")
+    return numbers
+
+
+def _new_scores(options: argparse.Namespace, pairs: Sequence[tuple[Path, Path]], label_ids: Sequence[int]) -> Scores:
+    """Scores to fill. Without --classes, volumes have as many classes as --label-ids or the labels number.
+
+    Raises:
+        ValueError: when the options do not fit each other or the files.
+    """
+    if not is_volume(pairs[0][1]):
+        if label_ids or options.spacing:
+            raise ValueError(f"--label-ids and --spacing are for volumes, and {pairs[0][1]} is a picture")
+        return ImageScores(options.classes or ["lesion"], options.title, options.selection)
+    classes = options.classes
+    if not classes and label_ids == BTCV_IDS:
+        classes = SYNAPSE_CLASSES
+    classes = classes or [f"class {i + 1}" for i in range(len(label_ids) or _count_classes(pairs))]
+    if label_ids and len(classes) != len(label_ids):
+        raise ValueError(f"--classes names {len(classes)} classes, --label-ids numbers {len(label_ids)}")
+    return VolumeScores(classes, options.title, options.selection)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command `python -m evaluation`; what a user can get wrong ends it with one line."""
     parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__.partition("\n")[0])
     parser.add_argument("predictions", type=Path, help="file, or folder of files")
     parser.add_argument("labels", type=Path, help="file, or folder of files")
-    parser.add_argument("--organs", nargs="+", metavar="NAME", help="names of the classes 1, 2, …; for images: lesion")
-    parser.add_argument("--label-ids", nargs="+", type=int, default=[], metavar="ID", help="numbers of classes 1, 2, "
-                        "… in volumes' labels, where they differ (BTCV's raw labels: 8 4 3 2 6 11 1 7)")  # fmt: skip
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="names of the classes 1, 2, …; for images: lesion")
+    parser.add_argument("--label-ids", nargs="+", default=[], metavar="ID", help="numbers of classes 1, 2, … in the "
+                        "labels of volumes, where they differ; btcv: those of BTCV's raw labels")  # fmt: skip
     parser.add_argument("--spacing", nargs=3, type=float, metavar=("D", "H", "W"), help="voxel size in mm along the "
                         "body, front to back and side to side, of volumes that do not know it")  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="DIR", help="write metrics.csv and summary.json there")
@@ -146,22 +205,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         pairs = pair_files(options.predictions, options.labels)
-        report: Report
-        if is_volume(pairs[0][1]):
-            count = len(options.label_ids) or (0 if options.organs else _count_classes(pairs))
-            organs = options.organs or [f"class {i + 1}" for i in range(count)]
-            if options.label_ids and len(organs) != count:
-                raise ValueError(f"--organs names {len(organs)} classes, --label-ids numbers {count}")
-            report = VolumeScores(organs, options.title, options.selection)
-        else:
-            report = ImageScores(options.organs or ["lesion"], options.title, options.selection)
-        evaluate(pairs, report, options.spacing, options.label_ids)
+        label_ids = _label_ids(options.label_ids)
+        scores = _new_scores(options, pairs, label_ids)
+        evaluate(pairs, scores, options.spacing, label_ids)
+        print(scores.table())
+        if options.output:
+            scores.write(options.output)
+            print(f"\nwritten: {options.output / 'metrics.csv'}, {options.output / 'summary.json'}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(report.table())
-    if options.output:
-        report.write(options.output)
-        print(f"\nwritten: {options.output / 'metrics.csv'}, {options.output / 'summary.json'}")
 
 
 if __name__ == "__main__":

@@ -13,17 +13,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.report import LINE_LENGTH, Group, grid, plus_minus, replacing, spread
+from evaluation.report import LINE_LENGTH, Group, grid, plus_minus, spread
 from evaluation.scores import METRICS
+from transforms import replacing
 
 PROTOCOLS = ("per image", "pooled")
 SPREAD = "± is the sample standard deviation (n − 1) over the runs, each counting once, and N their number."
 
 
 def summarise(folders: Sequence[Path]) -> dict[str, Any]:
-    """What the runs in `folders` have in common, and {protocol: {metric: mean, sd and n over the runs}}.
+    """What the runs in `folders` have in common, and for each protocol the metrics' mean, sd and n over the runs.
 
-    Raises ValueError naming the folder whose summary is missing, unreadable, or of another evaluation than the first.
+    Raises:
+        ValueError: when a summary is missing, unreadable, or of another evaluation than the first; it names the folder.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import numpy as np
+        >>> from evaluation.scores import ImageScores
+        >>> with TemporaryDirectory() as folder:
+        ...     scores = ImageScores(["lesion"])
+        ...     _ = scores.add("a.png", np.array([[1, 0]]), np.array([[1, 0]]))
+        ...     scores.write(folder)
+        ...     summarise([Path(folder)])["protocols"]["pooled"]["metrics"]["iou"]
+        {'mean': 1.0, 'sd': None, 'n': 1}
     """
     summaries = [_read(folder) for folder in folders]
     first = summaries[0]

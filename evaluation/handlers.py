@@ -19,8 +19,9 @@ from evaluation.inferers import to_labels
 from evaluation.metrics import confusion
 from evaluation.overlay import Panel, as_array, save_overview, save_panels
 from evaluation.protocols import per_image, strict_dice
-from evaluation.report import Report, case_name, class_maps, plus_minus, spread
+from evaluation.report import Scores, class_maps, plus_minus, spread
 from evaluation.scores import METRICS, ImageScores, VolumeScores, cropped_masks
+from transforms import stem
 
 PICTURE = "overview.png"
 PANELS = 4
@@ -28,13 +29,13 @@ PREDICTION_AND_LABEL = from_engine(["pred", "label"])
 
 
 class ReportHandler(ABC):
-    """Feeds a report with every case of an evaluator and writes it when the evaluation is complete.
+    """Scores every case of an evaluator, and writes and prints the scores when the evaluation is complete.
 
-    Under several processes the cases of all are put together and the first process writes and draws.
+    With several processes, rank 0 writes, prints and draws, for the cases of all.
     """
 
-    def __init__(self, report: Report, output_dir: str | Path, picture: bool) -> None:
-        self.report = report
+    def __init__(self, scores: Scores, output_dir: str | Path, picture: bool) -> None:
+        self.scores = scores
         self.output_dir = Path(output_dir)
         self.picture = picture
 
@@ -44,12 +45,12 @@ class ReportHandler(ABC):
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
 
     def start(self, engine: Engine) -> None:
-        self.report.cases.clear()
+        self.scores.cases.clear()
 
     def collect(self, engine: Engine) -> None:
         output: Any = engine.state.output
         for item in decollate_batch(output) if isinstance(output, Mapping) else output:
-            file = file_of(item) or f"case {len(self.report.cases) + 1} of process {idist.get_rank() + 1}"
+            file = file_of(item) or f"case {len(self.scores.cases) + 1} of process {idist.get_rank() + 1}"
             self.add(file, item)
 
     @abstractmethod
@@ -58,41 +59,52 @@ class ReportHandler(ABC):
 
     def finish(self, engine: Engine) -> None:
         if idist.get_world_size() > 1:
-            gathered: Any = idist.all_gather(self.report.cases)
+            gathered: Any = idist.all_gather(self.scores.cases)
             for cases in gathered:
-                self.report.cases.update(cases)
+                self.scores.cases.update(cases)
         if idist.get_rank() == 0:
-            self.report.write(self.output_dir)
-            print(self.report.table(), flush=True)
+            self.scores.write(self.output_dir)
+            print(self.scores.table(), flush=True)
 
 
 class VolumeReport(ReportHandler):
-    """Evaluator handler: scores volumes organ by organ under both protocols of `evaluation.protocols`.
+    """Evaluator handler: scores volumes class by class under both protocols of `evaluation.protocols`.
 
     Expects `pred` and `label`, (1, D, H, W) maps of class indices, in the evaluator's output, decollated or in a batch.
-    When the evaluation is complete it writes `metrics.csv` and `summary.json`, prints the organ table and sets
+    When the evaluation is complete it writes `metrics.csv` and `summary.json`, prints the table and sets
     `engine.state.metrics["mean_dice"]`, the strict mean.
 
     Args:
         output_dir: folder of the files.
-        organs: names of the classes 1 … C.
+        classes: names of the classes 1 … C.
         selection: how the model was selected, for summary and table.
         title: heading of the table.
-        published: a published row to print beside the results, see `evaluation.report.Report`.
-        picture: save slices of the first case with outlines as `overview.png`; `image` is needed in the output then.
+        published: a published row to print beside the results, see `evaluation.report.Scores`.
+        picture: save slices of the first case with outlines as `overview.png`, which takes `image` in the output too.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     report = VolumeReport(folder, classes=["liver"], title="Phantoms")
+        ...     report.add("case1.nii.gz", {"pred": torch.ones(1, 2, 3, 4), "label": torch.ones(1, 2, 3, 4)})
+        ...     report.finish(Engine(lambda engine, batch: batch))
+        <BLANKLINE>
+        Phantoms: 1 case; model selected by: not stated
+        ...
     """
+
+    scores: VolumeScores
 
     def __init__(
         self,
         output_dir: str | Path,
-        organs: Sequence[str],
+        classes: Sequence[str],
         selection: str = "",
         title: str = "",
         published: Mapping[str, Any] | None = None,
         picture: bool = False,
     ) -> None:
-        self.scores = VolumeScores(organs, title, selection, published)
-        super().__init__(self.scores, output_dir, picture)
+        super().__init__(VolumeScores(classes, title, selection, published), output_dir, picture)
 
     def add(self, file: str, item: Mapping[str, Tensor]) -> None:
         spacing = spacing_mm(item["label"])
@@ -100,7 +112,7 @@ class VolumeReport(ReportHandler):
         rows = self.scores.add(file, item["pred"][0], item["label"][0], spacing)
         if self.picture and first and idist.get_rank() == 0:
             mean = spread(row["dice"] for row in rows if row["protocol"] == "strict")["mean"]
-            title = f"{self.scores.title}: {case_name(file)}, mean Dice {plus_minus(mean, None, 100)} %"
+            title = f"{self.scores.title}: {stem(file)}, mean Dice {plus_minus(mean, None, 100)} %"
             save_overview(
                 self.output_dir / PICTURE, item["image"], item["pred"], item["label"], self.scores.classes,
                 spacing_mm=spacing, title=title,
@@ -112,7 +124,7 @@ class VolumeReport(ReportHandler):
 
 
 class ImageReport(ReportHandler):
-    """Evaluator handler: scores single images, per image and pooled, with surface metrics on top.
+    """Evaluator handler: scores single images, per image and pooled, and their outlines.
 
     Expects `pred` and `label` (1, H, W) in the evaluator's output, decollated or in a batch. When the evaluation is
     complete it writes `metrics.csv` and `summary.json`, prints the table and sets every per-image mean in
@@ -123,13 +135,21 @@ class ImageReport(ReportHandler):
         classes: names of the classes 1 … C.
         selection: how the model was selected, for summary and table.
         title: heading of the table.
-        published: a published row to print beside the results, see `evaluation.report.Report`.
+        published: a published row to print beside the results, see `evaluation.report.Scores`.
         logits: `pred` holds logits (K, H, W): one channel is cut where the sigmoid is 0.5, of several the largest wins.
             Otherwise it holds class indices (1, H, W).
         tolerance_px: of the surface Dice.
-        picture: save the first images with outlines as `overview.png`; `image` is needed in the output then.
+        picture: save the first images with outlines as `overview.png`, which takes `image` in the output too.
         bgr: `image` has its channels in the order blue, green, red.
+
+    Example:
+        >>> report = ImageReport("results", classes=["lesion"])
+        >>> report.add("a.png", {"pred": torch.tensor([[[-3.0, 2.0]]]), "label": torch.tensor([[[0, 1]]])})
+        >>> report.scores.mean("iou")
+        1.0
     """
+
+    scores: ImageScores
 
     def __init__(
         self,
@@ -143,11 +163,11 @@ class ImageReport(ReportHandler):
         picture: bool = False,
         bgr: bool = False,
     ) -> None:
-        self.scores = ImageScores(classes, title, selection, published, tolerance_px=tolerance_px)
+        scores = ImageScores(classes, title, selection, published, tolerance_px=tolerance_px)
+        super().__init__(scores, output_dir, picture)
         self.logits = logits
         self.bgr = bgr
         self.panels: list[Panel] = []
-        super().__init__(self.scores, output_dir, picture)
 
     def start(self, engine: Engine) -> None:
         super().start(engine)
@@ -157,7 +177,7 @@ class ImageReport(ReportHandler):
         prediction, label = image_maps(item["pred"], item["label"], len(self.scores.classes), self.logits)
         rows = self.scores.add(file, prediction, label)
         if self.picture and len(self.panels) < PANELS:
-            caption = f"{case_name(file)}, IoU {plus_minus(spread(row['iou'] for row in rows)['mean'], None, 100)} %"
+            caption = f"{stem(file)}, IoU {plus_minus(spread(row['iou'] for row in rows)['mean'], None, 100)} %"
             image = item["image"].flip(0) if self.bgr else item["image"]
             self.panels.append(Panel(as_array(image), as_array(prediction), as_array(label), caption))
 
@@ -169,19 +189,25 @@ class ImageReport(ReportHandler):
 
 
 class VolumeDice(IgniteMetricHandler):
-    """Key metric: the strict mean Dice, over cases for each organ, then over organs, without any surface metric.
+    """Key metric: the strict mean Dice, over cases for each class, then over classes, without any surface metric.
 
-    The number that `VolumeReport` gives, except that a case a padding sampler repeats counts every time here.
+    It equals the number of `VolumeReport`, unless a padding sampler repeats a case: here each repetition counts.
 
     Args:
-        organs: names of the classes 1 … C.
+        classes: names of the classes 1 … C.
         output_transform: gives (predictions, labels), each a batch or a list of (1, D, H, W) maps of class indices.
+
+    Example:
+        >>> evaluator = Engine(lambda engine, batch: batch)
+        >>> VolumeDice(["liver", "spleen"]).attach(evaluator, "dice")
+        >>> evaluator.run([[{"pred": torch.ones(1, 2, 3, 4), "label": torch.ones(1, 2, 3, 4)}]]).metrics["dice"]
+        1.0
     """
 
-    def __init__(self, organs: Sequence[str], output_transform: Callable = PREDICTION_AND_LABEL) -> None:
+    def __init__(self, classes: Sequence[str], output_transform: Callable = PREDICTION_AND_LABEL) -> None:
         def score(prediction: Tensor, label: Tensor) -> list[float]:
-            maps = class_maps(prediction[0], label[0], len(organs))
-            return [strict_dice(*masks) for masks in cropped_masks(*maps, len(organs))]
+            maps = class_maps(prediction[0], label[0], len(classes))
+            return [strict_dice(*masks) for masks in cropped_masks(*maps, len(classes))]
 
         super().__init__(_MeanOfClasses(score), output_transform=output_transform)
 
@@ -194,6 +220,16 @@ class ImageMetric(IgniteMetricHandler):
         classes: names of the classes 1 … C.
         logits: see `ImageReport`.
         output_transform: gives (predictions, labels), each a batch or a list of channel-first tensors.
+
+    Raises:
+        ValueError: when there is no such metric.
+
+    Example:
+        >>> evaluator = Engine(lambda engine, batch: batch)
+        >>> ImageMetric("accuracy").attach(evaluator, "accuracy")
+        >>> image = {"pred": torch.tensor([[[-3.0, 2.0]]]), "label": torch.tensor([[[0, 0]]])}
+        >>> evaluator.run([[image]]).metrics["accuracy"]
+        0.5
     """
 
     def __init__(
@@ -222,13 +258,17 @@ class _MeanOfClasses(CumulativeIterationMetric):
         self.score = score
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """(cases, classes) float64 of two batches."""
+        """The values of two batches, (cases, classes) float64."""
         if y is None or len(y_pred) != len(y):
             raise ValueError("as many labels as predictions are needed")
         return torch.tensor([self.score(p, t) for p, t in zip(y_pred, y, strict=True)], dtype=torch.float64)
 
     def aggregate(self) -> Tensor:
-        """The mean; ValueError where no case has any of the classes, in the label or predicted."""
+        """The mean over the cases for each class, then over the classes.
+
+        Raises:
+            ValueError: when no label and no prediction has any of the classes.
+        """
         mean = self.get_buffer().nanmean(dim=0).nanmean()
         if mean.isnan():
             raise ValueError("no class occurs in any label or prediction: there is nothing to average")
@@ -236,7 +276,12 @@ class _MeanOfClasses(CumulativeIterationMetric):
 
 
 def image_maps(prediction: Tensor, label: Tensor, classes: int, logits: bool) -> tuple[Tensor, Tensor]:
-    """Class indices (H, W) of a prediction (K, H, W) and a label (1, H, W); soft labels of one class are cut at 0.5."""
+    """Class indices (H, W) of a prediction (K, H, W) and a label (1, H, W); soft labels of one class are cut at 0.5.
+
+    Example:
+        >>> image_maps(torch.tensor([[[-3.0, 2.0]]]), torch.tensor([[[0.2, 0.7]]]), classes=1, logits=True)
+        (tensor([[0, 1]], dtype=torch.uint8), tensor([[0, 1]], dtype=torch.uint8))
+    """
     if logits:
         prediction = to_labels(prediction[None])[0]
     return prediction[0], (label[0] >= 0.5).to(torch.uint8) if classes == 1 else label[0]
@@ -245,8 +290,12 @@ def image_maps(prediction: Tensor, label: Tensor, classes: int, logits: bool) ->
 def spacing_mm(image: Tensor) -> tuple[float, ...] | None:
     """Voxel size per spatial axis, from the affine or from the meta entry `spacing_mm`; None where neither knows it.
 
-    The affine comes first because transforms keep it up to date. One of unit voxels is what readers put where a file
-    says nothing: it is believed only with a `spacing_mm` beside it.
+    The affine comes first because transforms keep it up to date. Unit voxels count as no answer: readers put such an
+    affine where a file says nothing.
+
+    Example:
+        >>> spacing_mm(MetaTensor(torch.zeros(1, 2, 2, 2), torch.tensor([3.0, 0.5, 0.5, 1.0]).diag()))
+        (3.0, 0.5, 0.5)
     """
     if not isinstance(image, MetaTensor):
         return None
@@ -258,7 +307,12 @@ def spacing_mm(image: Tensor) -> tuple[float, ...] | None:
 
 
 def file_of(item: Mapping[str, Any]) -> str | None:
-    """Where image, label or prediction came from, the first of them that knows."""
+    """The file that an image, label or prediction came from, of the first that knows it.
+
+    Example:
+        >>> file_of({"label": MetaTensor(torch.zeros(1), meta={"filename_or_obj": "case1.png"})})
+        'case1.png'
+    """
     for key in ("image", "label", "pred"):
         if isinstance(item.get(key), MetaTensor) and item[key].meta.get("filename_or_obj"):
             return str(item[key].meta["filename_or_obj"])

@@ -15,7 +15,8 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from evaluation.report import replacing
+from evaluation.metrics import class_boxes
+from transforms import replacing
 
 # Bright on grey and told apart by most kinds of colour vision; more classes than colours start again.
 COLOURS = ("#ff5a4f", "#37d67a", "#ffd23f", "#3fa7ff", "#c77dff", "#ff9f1c", "#2ee6d6", "#ff70c0", "#b8e04a", "#9aa8ff",
@@ -41,7 +42,7 @@ def save_overview(
     image: ArrayLike | Tensor,
     prediction: ArrayLike | Tensor,
     label: ArrayLike | Tensor | None,
-    organs: Sequence[str],
+    classes: Sequence[str],
     *,
     spacing_mm: Sequence[float] | None = None,
     title: str = "",
@@ -49,21 +50,28 @@ def save_overview(
 ) -> None:
     """Save a PNG of an image with what was predicted (filled, solid outline) and what is true (dashed outline).
 
-    Of a volume it shows axial slices: the labelled stretch is cut into equal parts and of each part the slice with most
-    organs is taken. Of a single image it shows the image, and the image with outlines.
+    A volume is shown in axial slices: the labelled stretch is cut into equal parts, and each part gives the slice with
+    most classes. A single image is shown as it is, and with outlines.
 
     Args:
         path: the PNG file, written whole or not at all.
         image: (D, H, W), (H, W) or (3, H, W) RGB, with or without a leading channel of one for grey values; any range.
         prediction: map of class indices of the image's spatial shape, with or without a leading channel of one.
         label: the same, or None where there is no truth to show.
-        organs: names of the classes 1 … C.
+        classes: names of the classes 1 … C.
         spacing_mm: voxel size for each spatial axis, for true proportions.
         title: heading.
         slices: how many slices of a volume.
 
     Raises:
-        ValueError: for an image that is neither, or maps that do not fit it.
+        ValueError: when the image is neither, the maps do not fit it, or a class has no name.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     save_overview(f"{folder}/picture.png", np.zeros((8, 8)), np.eye(8, dtype=int), None, ["lesion"])
+        ...     Path(folder, "picture.png").exists()
+        True
     """
     predicted = _map(prediction)
     true = None if label is None else _map(label)
@@ -90,13 +98,17 @@ def save_overview(
             )
             for i in choose_slices(marked, slices)
         ]
-    save_panels(path, panels, organs, title)
+    save_panels(path, panels, classes, title)
 
 
 def choose_slices(marked: NDArray[Any], count: int) -> list[int]:
-    """Indices of at most `count` slices of a map (D, H, W): of each part of the marked stretch that with most classes.
+    """Indices of at most `count` slices of a map (D, H, W): the one with most classes of each part of what is marked.
 
-    Equal numbers of classes are decided by the marked area; without any mark the stretch is the whole volume.
+    Among slices with as many classes the larger marked area wins. Where nothing is marked, the whole volume is divided.
+
+    Example:
+        >>> choose_slices(np.array([0, 0, 1, 1, 2, 0]).reshape(6, 1, 1), count=2)
+        [2, 4]
     """
     areas = np.count_nonzero(marked, axis=(1, 2))
     occupied = np.flatnonzero(areas) if areas.any() else np.arange(len(marked))
@@ -105,14 +117,15 @@ def choose_slices(marked: NDArray[Any], count: int) -> list[int]:
     return [int(max(part, key=lambda i: (len(np.unique(marked[i])), areas[i]))) for part in parts]
 
 
-def save_panels(path: str | Path, panels: Sequence[Panel], organs: Sequence[str], title: str = "") -> None:
+def save_panels(path: str | Path, panels: Sequence[Panel], classes: Sequence[str], title: str = "") -> None:
     """Save a PNG with one column for each panel and a legend of the classes that occur in any of them.
 
-    Raises ValueError for a class without a name.
+    Raises:
+        ValueError: when a class has no name.
     """
     shown = sorted({index for panel in panels for part in (panel.prediction, panel.label) for index in _classes(part)})
-    if shown and shown[-1] > len(organs):
-        raise ValueError(f"{path}: class {shown[-1]} is in the maps, but only {len(organs)} classes have names")
+    if shown and shown[-1] > len(classes):
+        raise ValueError(f"{path}: class {shown[-1]} is in the maps, but only {len(classes)} classes have names")
     shapes = [(panel.image.shape[-2] * panel.aspect, panel.image.shape[-1]) for panel in panels]
     height = 3.6  # inches, as all lengths here
     widths = [height * width / tall for tall, width in shapes]
@@ -127,7 +140,7 @@ def save_panels(path: str | Path, panels: Sequence[Panel], organs: Sequence[str]
         left += width + gap
     figure.text(0.5, 1 - 0.2 / total_height, title, color=TEXT, fontsize=12, ha="center", va="center")
     dashes = any(panel.label is not None for panel in panels)
-    _legend(figure, {index: organs[index - 1] for index in shown}, dashes)
+    _legend(figure, {index: classes[index - 1] for index in shown}, dashes)
     with replacing(Path(path)) as temporary:
         figure.savefig(temporary, format="png", facecolor=BACKGROUND)
 
@@ -168,7 +181,12 @@ def _legend(figure: Figure, names: dict[int, str], with_truth: bool) -> None:
 
 
 def as_array(values: ArrayLike | Tensor) -> NDArray[Any]:
-    """A NumPy array of a tensor on any device, or of what NumPy takes."""
+    """A NumPy array of a tensor on any device, or of what NumPy takes.
+
+    Example:
+        >>> as_array(Tensor([0.5, 1]))
+        array([0.5, 1. ], dtype=float32)
+    """
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
@@ -196,12 +214,9 @@ def _to_unit_range(image: NDArray[Any]) -> NDArray[Any]:
 
 def _frame(marked: NDArray[Any]) -> tuple[slice, slice]:
     """Rows and columns of what is marked in any slice, with a margin; everything where nothing is."""
-    frame = []
-    for axis in (1, 2):
-        size = marked.shape[axis]
-        occupied = np.flatnonzero(marked.any(axis=(0, 3 - axis)))
-        if not len(occupied):
-            return slice(None), slice(None)
-        margin = max(4, round(0.08 * size))
-        frame.append(slice(max(int(occupied[0]) - margin, 0), int(occupied[-1]) + 1 + margin))
-    return frame[0], frame[1]
+    if not marked.any():
+        return slice(None), slice(None)
+    (box,) = class_boxes([marked > 0])
+    margins = [max(4, round(0.08 * size)) for size in marked.shape]
+    _, rows, columns = (slice(max(s.start - m, 0), s.stop + m) for s, m in zip(box, margins, strict=True))
+    return rows, columns

@@ -1,6 +1,6 @@
 """From label maps to what is written down: rows for each case, `metrics.csv`, `summary.json` and a table.
 
-`Report` is what every kind of evaluation shares; `evaluation.scores` has the kinds.
+`Scores` is what every kind of evaluation shares; `evaluation.scores` has the kinds.
 """
 
 from __future__ import annotations
@@ -8,14 +8,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import platform
 import statistics
 import textwrap
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,17 +22,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from transforms import PICTURE_SUFFIXES
+from transforms import replacing, stem
 
 Row = dict[str, Any]
 LabelMap = NDArray[Any] | torch.Tensor
 
-# Of the formats that volumes, slices and images come in; `.npy.h5` is what the released Synapse volumes are called.
-SUFFIXES = (".npy.h5", ".nii.gz", ".h5", ".hdf5", ".nii", ".npz", *PICTURE_SUFFIXES)
 LINE_LENGTH = 120
 
 
-class Report(ABC):
+class Scores(ABC):
     """The scores of all cases of one evaluation. A case is known by its file; added twice, it counts once.
 
     Args:
@@ -43,6 +39,9 @@ class Report(ABC):
         selection: how the evaluated model was chosen; in the summary and in the table.
         published: a row to print beside the results, in per cent and in the protocol's unit: {"name": …, "dice":
             {class or "mean": …}, "hd95": {…}} for volumes, {"name": …, metric: …} for images.
+
+    Raises:
+        ValueError: when there is no class, or two have one name.
     """
 
     def __init__(
@@ -63,9 +62,13 @@ class Report(ABC):
     def add(
         self, file: str, prediction: LabelMap, label: LabelMap, spacing_mm: Sequence[float] | None = None
     ) -> list[Row]:
-        """Score one case, given two maps of class indices of one shape (voxel size per axis, if known).
+        """Score one case, given two maps of class indices of one shape, and the voxel size per axis where it is known.
 
-        Raises ValueError naming the file for maps of other values or of different shapes.
+        Returns:
+            The rows of the case, without its name.
+
+        Raises:
+            ValueError: when a map holds other values or the shapes differ; it names the file.
         """
         self.cases[file] = self.score(*class_maps(prediction, label, len(self.classes), file), spacing_mm)
         return self.cases[file]
@@ -84,7 +87,7 @@ class Report(ABC):
 
     def rows(self) -> list[Row]:
         """All rows; a case is called by its file's name, or by the whole path where names repeat."""
-        names = {file: case_name(file) for file in sorted(self.cases)}
+        names = {file: stem(file) for file in sorted(self.cases)}
         count = Counter(names.values())
         return [
             {"case": name if count[name] == 1 else file} | row
@@ -130,7 +133,12 @@ def class_maps(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Both maps as integer arrays.
 
-    Raises ValueError naming the case unless they have one shape and hold whole numbers 0 … `classes`.
+    Raises:
+        ValueError: when a map holds anything but whole numbers 0 … `classes` or the shapes differ; it names the case.
+
+    Example:
+        >>> class_maps(torch.tensor([0.0, 1.0]), np.array([1, 2]), classes=2)
+        (array([0, 1], dtype=uint8), array([1, 2]))
     """
     predicted = _class_indices(prediction, classes, f"{case}: the prediction")
     true = _class_indices(label, classes, f"{case}: the label")
@@ -153,15 +161,15 @@ def _class_indices(values: LabelMap, classes: int, what: str) -> NDArray[Any]:
     return indices
 
 
-def case_name(file: str) -> str:
-    """File name without folder and suffix."""
-    name = Path(file).name
-    suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
-    return name[: len(name) - len(suffix)]
-
-
 def spread(values: Iterable[float | None]) -> dict[str, Any]:
-    """Mean, sample standard deviation (n − 1) and n of the values that are neither None nor NaN; None: too few."""
+    """Mean, sample standard deviation (n − 1) and n of the values that are neither None nor NaN.
+
+    The mean of no value and the deviation of fewer than two are None.
+
+    Example:
+        >>> spread([1.0, None, 3.0, math.nan])
+        {'mean': 2.0, 'sd': 1.4142135623730951, 'n': 2}
+    """
     known = [value for value in values if value is not None and not math.isnan(value)]
     return {
         "mean": statistics.fmean(known) if known else None,
@@ -171,7 +179,12 @@ def spread(values: Iterable[float | None]) -> dict[str, Any]:
 
 
 def plus_minus(mean: float | None, sd: float | None = None, factor: float = 1.0) -> str:
-    """`mean ± sd`, both times `factor`, with two decimals; `n/a` without a mean."""
+    """`mean ± sd`, both times `factor`, with two decimals; `n/a` without a mean.
+
+    Example:
+        >>> plus_minus(0.8125, 0.05, factor=100)
+        '81.25 ± 5.00'
+    """
     if mean is None:
         return "n/a"
     return f"{mean * factor:.2f}" if sd is None else f"{mean * factor:.2f} ± {sd * factor:.2f}"
@@ -182,7 +195,16 @@ Group = tuple[str, list[tuple[str, list[str]]]]
 
 
 def grid(groups: Sequence[Group]) -> str:
-    """A text table of groups of columns, the first column flush left; a line of empty cells becomes a rule."""
+    """A text table of groups of columns, the first group flush left. A line of empty cells becomes a rule.
+
+    Example:
+        >>> print(grid([("", [("class", ["liver", "aorta"])]), ("strict", [("Dice %", ["94.17", "87.03"])])]))
+                strict
+        class   Dice %
+        --------------
+        liver    94.17
+        aorta    87.03
+    """
     blocks: list[list[str]] = []
     for title, columns in groups:
         cells = [[header, *lines] for header, lines in columns]
@@ -196,18 +218,6 @@ def grid(groups: Sequence[Group]) -> str:
     lines = ["   ".join(parts).rstrip() for parts in zip(*blocks, strict=True)]
     rule = "-" * max(map(len, lines))
     return "\n".join([*lines[:2], rule, *(line or rule for line in lines[2:])])
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` (its folder made if need be) that takes its place when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _versions() -> dict[str, str]:

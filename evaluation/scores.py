@@ -1,4 +1,4 @@
-"""The two kinds of evaluation: volumes organ by organ, and single images."""
+"""The two kinds of evaluation: volumes class by class, and single images."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 
-from evaluation.metrics import Confusion, confusion, hd95, surface_dice
+from evaluation.metrics import Confusion, class_boxes, confusion, hd95, surface_dice
 from evaluation.protocols import IMAGE_RULES, RULES, occurrence, paper, per_image, pooled, strict
-from evaluation.report import Group, Report, Row, plus_minus, spread
+from evaluation.report import Group, Row, Scores, plus_minus, spread
 
 METRICS = {
     "iou": "IoU %",
@@ -29,30 +28,41 @@ COUNTS = ("missed", "false_alarms")
 def cropped_masks(
     predicted: NDArray[Any], true: NDArray[Any], classes: int
 ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """For each of the classes 1 … C the two masks, cut to the box that holds both; of size 0 where neither has it."""
-    boxes = zip(find_objects(predicted, classes), find_objects(true, classes), strict=True)
-    for index, pair in enumerate(boxes, start=1):
-        found = [box for box in pair if box is not None]
-        box = tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*found, strict=True))
-        box = box or (slice(0),) * true.ndim
+    """For each class 1 … C the two masks, cut to the box that holds both; of size 0 where neither map has the class.
+
+    Example:
+        >>> maps = np.array([0, 1, 0, 0]), np.array([0, 1, 1, 0])
+        >>> [(predicted.tolist(), true.tolist()) for predicted, true in cropped_masks(*maps, classes=2)]
+        [([True, False], [True, True]), ([], [])]
+    """
+    for index, box in enumerate(class_boxes([predicted, true], classes), start=1):
         yield predicted[box] == index, true[box] == index
 
 
-class VolumeScores(Report):
-    """Volumes: every organ of every case under the strict and the published protocol of `evaluation.protocols`."""
+class VolumeScores(Scores):
+    """Volumes: every class of every case under the strict and the published protocol of `evaluation.protocols`.
+
+    Example:
+        >>> scores = VolumeScores(["liver", "spleen"])
+        >>> row, *_ = scores.add("case1.nii.gz", np.ones((2, 3, 4), int), np.ones((2, 3, 4), int))
+        >>> row["class"], row["protocol"], row["dice"]
+        ('liver', 'strict', 1.0)
+        >>> scores.mean_dice()  # the spleen is in neither map: not scored
+        1.0
+    """
 
     def score(self, predicted: NDArray[Any], true: NDArray[Any], spacing_mm: Sequence[float] | None) -> list[Row]:
         rows: list[Row] = []
-        for organ, masks in zip(self.classes, cropped_masks(predicted, true, len(self.classes)), strict=True):
+        for name, masks in zip(self.classes, cropped_masks(predicted, true, len(self.classes)), strict=True):
             by_strict = strict(*masks, spacing_mm)
-            # In voxels the protocols agree where both masks have some, and surface distances take long.
+            # In voxels the protocols agree on computed pairs, and surface distances take long.
             by_paper = by_strict if spacing_mm is None and by_strict.status == "computed" else paper(*masks)
             for protocol, score in (("strict", by_strict), ("paper", by_paper)):
-                rows.append({"organ": organ, "protocol": protocol} | score._asdict())
+                rows.append({"class": name, "protocol": protocol} | score._asdict())
         return rows
 
     def mean_dice(self) -> float:
-        """Strict Dice, mean over cases for each organ, then over organs; NaN where no organ was scored."""
+        """Strict Dice, mean over cases for each class, then over classes; NaN where no class was scored."""
         mean = self.protocols()["strict"]["mean"]["dice"]["mean"]
         return nan if mean is None else mean
 
@@ -61,16 +71,16 @@ class VolumeScores(Report):
 
     def _protocol(self, name: str, rules: str) -> dict[str, Any]:
         rows = [row for row in self.rows() if row["protocol"] == name]
-        # Millimetres and voxels have no common mean: where some cases came without spacing, the others are averaged.
+        # Millimetres and voxels have no common mean: cases without spacing are left out where others have one.
         unit = "mm" if any(row["hd95_unit"] == "mm" for row in rows) else "voxels"
         in_unit = [row for row in rows if row["hd95_unit"] == unit]
         without = len({row["case"] for row in rows}) - len({row["case"] for row in in_unit})
-        organs = {}
-        for organ in self.classes:
-            status = [row["status"] for row in rows if row["organ"] == organ]
-            organs[organ] = {
-                "dice": spread(row["dice"] for row in rows if row["organ"] == organ),
-                "hd95": spread(row["hd95"] for row in in_unit if row["organ"] == organ),
+        classes = {}
+        for name in self.classes:
+            status = [row["status"] for row in rows if row["class"] == name]
+            classes[name] = {
+                "dice": spread(row["dice"] for row in rows if row["class"] == name),
+                "hd95": spread(row["hd95"] for row in in_unit if row["class"] == name),
                 "missed": status.count("missed"),
                 "false_alarms": status.count("false alarm"),
                 "absent": status.count("absent"),
@@ -81,27 +91,27 @@ class VolumeScores(Report):
             "dice_unit": "fraction",
             "hd95_unit": unit,
             "mean": {
-                "dice": _mean_of_organs("dice", organs, rows),
-                "hd95": _mean_of_organs("hd95", organs, in_unit),
-                "missed": sum(value["missed"] for value in organs.values()),
-                "false_alarms": sum(value["false_alarms"] for value in organs.values()),
+                "dice": _mean_of_classes("dice", classes, rows),
+                "hd95": _mean_of_classes("hd95", classes, in_unit),
+                "missed": sum(value["missed"] for value in classes.values()),
+                "false_alarms": sum(value["false_alarms"] for value in classes.values()),
             },
-            "organs": organs,
+            "classes": classes,
         }
 
     def columns(self) -> list[Group]:
-        groups: list[Group] = [("", [("organ", [*self.classes, "", "mean of organs"])])]
+        groups: list[Group] = [("", [("class", [*self.classes, "", "mean of classes"])])]
         for name, result in self.protocols().items():
-            organs, mean = list(result["organs"].values()), result["mean"]
+            classes, mean = list(result["classes"].values()), result["mean"]
             columns = []
             for key, header, factor in (("dice", "Dice %", 100), ("hd95", f"HD95 {result['hd95_unit']}", 1)):
-                cells = [plus_minus(value[key]["mean"], value[key]["sd"], factor) for value in organs]
+                cells = [plus_minus(value[key]["mean"], value[key]["sd"], factor) for value in classes]
                 total = plus_minus(mean[key]["mean"], mean[key]["sd_over_cases"], factor)
                 columns.append((header, [*cells, "", total]))
-                columns.append(("N", [*(str(value[key]["n"]) for value in organs), "", str(mean[key]["cases"])]))
+                columns.append(("N", [*(str(value[key]["n"]) for value in classes), "", str(mean[key]["cases"])]))
             groups.append((name, columns))
             if name == "strict":
-                counts = [(key, [*(str(value[key]) for value in organs), "", str(mean[key])]) for key in COUNTS]
+                counts = [(key, [*(str(value[key]) for value in classes), "", str(mean[key])]) for key in COUNTS]
                 groups.append(("number of", [(key.replace("_", " "), cells) for key, cells in counts]))
         published = [
             (header, [f"{values[key]:.2f}" if key in values else "" for key in [*self.classes, "", "mean"]])
@@ -111,23 +121,31 @@ class VolumeScores(Report):
         return [*groups, (self.published.get("name", "published"), published)] if published else groups
 
 
-def _mean_of_organs(key: str, organs: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
-    """The mean of the organs' means, and how the cases' means over their organs spread."""
-    means = spread(value[key]["mean"] for value in organs.values())
+def _mean_of_classes(key: str, classes: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
+    """The mean of the classes' means, and how the cases' means over their classes spread."""
+    means = spread(value[key]["mean"] for value in classes.values())
     cases: dict[str, list[float]] = {}
     for row in rows:
         cases.setdefault(row["case"], []).append(row[key])
     over_cases = spread(spread(values)["mean"] for values in cases.values())
-    return {"mean": means["mean"], "organs": means["n"], "sd_over_cases": over_cases["sd"], "cases": over_cases["n"]}
+    return {"mean": means["mean"], "classes": means["n"], "sd_over_cases": over_cases["sd"], "cases": over_cases["n"]}
 
 
-class ImageScores(Report):
-    """Single images: the two published ways to count pixels and, on top, HD95 and surface Dice in pixels.
+class ImageScores(Scores):
+    """Single images: the two published ways to count pixels, and HD95 and surface Dice in pixels.
 
-    With several classes each is scored against all others, and the mean over the classes is given as well.
+    Several classes are each scored against all others; their mean is given as well.
 
     Args:
         tolerance_px: of the surface Dice.
+
+    Example:
+        >>> scores = ImageScores(["lesion"])
+        >>> row, *_ = scores.add("a.png", np.array([[1, 1, 0, 0]]), np.array([[1, 0, 0, 0]]))
+        >>> row["status"], row["tp"], row["fp"]
+        ('computed', 1, 1)
+        >>> round(scores.mean("iou"), 3)
+        0.5
     """
 
     def __init__(self, *args: Any, tolerance_px: float = 2.0, **kwargs: Any) -> None:

@@ -25,7 +25,9 @@ def write_run(folder: Path, seed: int, images: int, **options: object) -> list[f
     return iou
 
 
-def test_every_run_counts_once_whatever_its_number_of_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_every_run_counts_once_whatever_its_number_of_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders = [tmp_path / name for name in "abc"]
     means = [statistics.fmean(write_run(folder, seed, 2 + 3 * seed)) for seed, folder in enumerate(folders)]
     main([*map(str, folders), "--output", str(tmp_path / "folds.json")])
@@ -38,9 +40,14 @@ def test_every_run_counts_once_whatever_its_number_of_images(tmp_path: Path, cap
     assert line.endswith("71.56 ± 2.43")
 
 
-def test_one_run_has_no_spread(tmp_path: Path) -> None:
-    write_run(tmp_path, 0, 3)
+def test_one_run_has_no_spread_and_may_have_no_published_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (iou,) = write_run(tmp_path, 0, 1, published={})
     assert summarise([tmp_path])["protocols"]["pooled"]["metrics"]["dice"]["sd"] is None
+    main([str(tmp_path)])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("IoU"))
+    assert line.split()[2:4] == [f"{100 * iou:.2f}", "1"]
 
 
 def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:

@@ -3,32 +3,39 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from medpy.metric import binary
 from monai.data import DataLoader, MetaTensor, list_data_collate
 from monai.engines import SupervisedEvaluator
-from PIL import Image
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from evaluation import ImageMetric, ImageReport, SliceToVolume, VolumeDice, VolumeReport
 from evaluation.handlers import spacing_mm
 from evaluation.metrics import confusion
+from evaluation.overlay import COLOURS
 from evaluation.protocols import per_image, pooled
+from tests.evaluation.test_overlay import count, pixels
 
-ORGANS = ["liver", "spleen"]
+CLASSES = ["liver", "spleen"]
 AFFINE = np.diag([5.0, 1.5, 1.0, 1.0])
 
+Item = dict[str, MetaTensor]
 
-def meta_tensors(image, label, file, affine):
+
+def meta_tensors(image: NDArray[Any], label: NDArray[Any], file: str, affine: NDArray[Any]) -> Item:
     arrays = {"image": torch.from_numpy(image).float(), "label": torch.from_numpy(label).float()}
     return {key: MetaTensor(array, affine, meta={"filename_or_obj": file}) for key, array in arrays.items()}
 
 
-def volume_item(seed, affine=AFFINE):
+def volume_item(seed: int) -> Item:
     """Liver and spleen as bright and brighter boxes; the cases with even numbers have no spleen."""
     rng = np.random.default_rng(seed)
     label = np.zeros((1, 6, 40, 30), np.float32)
@@ -36,17 +43,25 @@ def volume_item(seed, affine=AFFINE):
     if seed % 2:
         label[:, 2:5, 26:34, 5:25] = 2
     image = label / 2 + 0.05 * rng.standard_normal(label.shape)
-    return meta_tensors(image, label, f"/data/case{seed:04d}.npy.h5", affine)
+    return meta_tensors(image, label, f"/data/case{seed:04d}.npy.h5", AFFINE)
 
 
 class ThreeLevels(torch.nn.Module):
     """Classes 0, 1, 2 for grey values around 0, 0.5 and 1."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return -torch.cat([x.abs(), (x - 0.5).abs(), (x - 1).abs()], 1)
 
 
-def evaluator(items, handlers, batch_size=1, decollate=True, network=None, inferer=None, **kwargs):
+def evaluator(
+    items: Sequence[dict[str, Any]],
+    handlers: Sequence[Any],
+    batch_size: int = 1,
+    decollate: bool = True,
+    network: torch.nn.Module | None = None,
+    inferer: Callable[..., torch.Tensor] | None = None,
+    **kwargs: Any,
+) -> SupervisedEvaluator:
     return SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(items, batch_size=batch_size, collate_fn=list_data_collate),
@@ -58,7 +73,7 @@ def evaluator(items, handlers, batch_size=1, decollate=True, network=None, infer
     )
 
 
-def expected_volume(item):
+def expected_volume(item: Item) -> NDArray[Any]:
     """What the evaluator predicts, slice by slice with scipy."""
     slices = []
     for image in item["image"][0].numpy():
@@ -69,22 +84,24 @@ def expected_volume(item):
 
 
 @pytest.mark.parametrize(("batch_size", "decollate"), [(1, True), (3, True), (2, False)])
-def test_volume_report_and_key_metric_of_an_evaluator(tmp_path, capsys, batch_size, decollate):
+def test_volume_report_and_key_metric_of_an_evaluator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], batch_size: int, decollate: bool
+) -> None:
     items = [volume_item(seed) for seed in range(3)]
-    report = VolumeReport(tmp_path, ORGANS, selection="held-out cases", title="phantoms")
-    metric = VolumeDice(ORGANS)
+    report = VolumeReport(tmp_path, CLASSES, selection="held-out cases", title="phantoms")
+    metric = VolumeDice(CLASSES)
     engine = evaluator(items, [report], batch_size, decollate, key_val_metric={"val_mean_dice": metric})
     engine.run()
-    found = json.loads((tmp_path / "summary.json").read_text())["protocols"]["strict"]["organs"]
+    found = json.loads((tmp_path / "summary.json").read_text())["protocols"]["strict"]["classes"]
     means = []
-    for index, organ in enumerate(ORGANS, start=1):
+    for index, name in enumerate(CLASSES, start=1):
         pairs = [(expected_volume(item) == index, item["label"][0].numpy() == index) for item in items]
         pairs = [pair for pair in pairs if pair[0].any() or pair[1].any()]
         means.append(np.mean([binary.dc(*pair) for pair in pairs]))
-        assert found[organ]["dice"]["mean"] == pytest.approx(means[-1])
-        assert found[organ]["dice"]["n"] == len(pairs)
+        assert found[name]["dice"]["mean"] == pytest.approx(means[-1])
+        assert found[name]["dice"]["n"] == len(pairs)
         computed = [binary.hd95(*pair, (5.0, 1.5, 1.0)) for pair in pairs if pair[0].any() and pair[1].any()]
-        assert found[organ]["hd95"]["mean"] == pytest.approx(np.mean(computed))
+        assert found[name]["hd95"]["mean"] == pytest.approx(np.mean(computed))
     assert 0.5 < np.mean(means) < 1
     assert engine.state.metrics["mean_dice"] == pytest.approx(np.mean(means))
     assert engine.state.metrics["val_mean_dice"] == pytest.approx(np.mean(means))
@@ -96,9 +113,9 @@ def test_volume_report_and_key_metric_of_an_evaluator(tmp_path, capsys, batch_si
     assert "spleen" in printed
 
 
-def test_a_second_run_starts_anew(tmp_path):
-    report = VolumeReport(tmp_path, ORGANS)
-    engine = evaluator([volume_item(1)], [report], key_val_metric={"dice": VolumeDice(ORGANS)})
+def test_a_second_run_starts_anew(tmp_path: Path) -> None:
+    report = VolumeReport(tmp_path, CLASSES)
+    engine = evaluator([volume_item(1)], [report], key_val_metric={"dice": VolumeDice(CLASSES)})
     engine.run()
     first = dict(engine.state.metrics)
     engine.run(2)
@@ -106,33 +123,34 @@ def test_a_second_run_starts_anew(tmp_path):
     assert len(report.scores.cases) == 1
 
 
-def test_key_metric_refuses_cases_without_any_organ():
+def test_key_metric_refuses_cases_without_any_class() -> None:
     empty = volume_item(0)
     empty = {key: torch.zeros_like(value) for key, value in empty.items()}
     with pytest.raises(ValueError, match="nothing to average"):
-        evaluator([empty], [], key_val_metric={"dice": VolumeDice(ORGANS)}).run()
+        evaluator([empty], [], key_val_metric={"dice": VolumeDice(CLASSES)}).run()
 
 
-def test_volume_report_draws_the_first_case(tmp_path):
-    items = [volume_item(seed) for seed in (1, 3)]
-    evaluator(items, [VolumeReport(tmp_path / "new", ORGANS, picture=True)]).run()
-    with Image.open(tmp_path / "new" / "overview.png") as picture:
-        assert picture.width > 600
+@pytest.mark.parametrize("seeds", [(0, 1), (1, 0)])
+def test_volume_report_draws_the_first_case(tmp_path: Path, seeds: tuple[int, int]) -> None:
+    report = VolumeReport(tmp_path / "new", CLASSES, picture=True)
+    evaluator([volume_item(seed) for seed in seeds], [report]).run()
+    drawn = [count(pixels(tmp_path / "new" / "overview.png"), colour) > 200 for colour in COLOURS[:2]]
+    assert drawn == [True, seeds[0] == 1]  # only case 1 has a spleen
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["metrics.csv", "overview.png", "summary.json"]
 
 
-def image_item(seed, channels=1):
+def image_item(seed: int) -> Item:
     """Noisy logits as the image: the network is the identity."""
     rng = np.random.default_rng(seed)
     label = np.zeros((1, 24, 30))
     label[:, 4 : 14 + seed, 6:18] = 1
-    image = np.repeat(2 * label - 1, channels, 0) + rng.standard_normal((channels, 24, 30))
+    image = 2 * label - 1 + rng.standard_normal(label.shape)
     soft = ndimage.uniform_filter(label, (0, 2, 2))  # edges of exactly 0.5, and of less
     return meta_tensors(image, soft, f"/data/benign ({seed}).png", np.eye(4))
 
 
 @pytest.mark.parametrize(("batch_size", "decollate"), [(2, True), (3, False)])
-def test_image_report_and_key_metrics(tmp_path, batch_size, decollate):
+def test_image_report_and_key_metrics(tmp_path: Path, batch_size: int, decollate: bool) -> None:
     items = [image_item(seed) for seed in range(3)]
     metrics = {name: ImageMetric(name) for name in ("iou", "specificity", "accuracy")}
     report = ImageReport(tmp_path, ["lesion"], title="lesions", picture=True)
@@ -150,11 +168,10 @@ def test_image_report_and_key_metrics(tmp_path, batch_size, decollate):
     assert summary["protocols"]["pooled"]["classes"]["lesion"]["iou"]["mean"] == pytest.approx(pooled(counts)["iou"])
     with (tmp_path / "metrics.csv").open(newline="") as file:
         assert [row["case"] for row in csv.DictReader(file)] == [f"benign ({seed})" for seed in range(3)]
-    with Image.open(tmp_path / "overview.png") as picture:
-        assert picture.width > 600
+    assert count(pixels(tmp_path / "overview.png"), COLOURS[0]) > 200
 
 
-def test_image_report_of_several_classes_takes_the_largest_logit(tmp_path):
+def test_image_report_of_several_classes_takes_the_largest_logit(tmp_path: Path) -> None:
     logits = torch.randn(3, 8, 9, generator=torch.Generator().manual_seed(0))
     label = torch.randint(0, 3, (1, 8, 9), generator=torch.Generator().manual_seed(1))
     for key, prediction, is_logits in (("a", logits, True), ("b", logits.argmax(0, keepdim=True), False)):
@@ -165,19 +182,32 @@ def test_image_report_of_several_classes_takes_the_largest_logit(tmp_path):
             assert (row["tp"], row["fp"], row["fn"], row["tn"]) == expected, key
 
 
-def test_pictures_of_bgr_images_show_red_as_red(tmp_path):
-    report = ImageReport(tmp_path, picture=True, bgr=True)
-    item = image_item(0, channels=3)
-    report.add("x.png", {**item, "pred": item["image"][:1]})
-    np.testing.assert_array_equal(report.panels[0].image, item["image"].numpy()[::-1])
+@pytest.mark.parametrize(("bgr", "seen"), [(True, "red"), (False, "blue")])
+def test_pictures_of_bgr_images_show_red_as_red(tmp_path: Path, bgr: bool, seen: str) -> None:
+    image, empty = torch.zeros(3, 24, 30), torch.zeros(1, 24, 30)
+    image[2] = 1
+    report = ImageReport(tmp_path, logits=False, picture=True, bgr=bgr)
+    report.add("x.png", {"image": image, "pred": empty, "label": empty})
+    report.finish(Engine(lambda engine, batch: batch))
+    picture = pixels(tmp_path / "overview.png")
+    assert [count(picture, colour) > 10_000 for colour in ("red", "blue")] == [seen == "red", seen == "blue"]
 
 
-def test_unknown_image_metric_is_refused():
+def test_cases_without_a_file_are_numbered(tmp_path: Path) -> None:
+    items = [{key: volume_item(1)[key].as_tensor() for key in ("image", "label")} for _ in range(2)]
+    evaluator(items, [VolumeReport(tmp_path, CLASSES)]).run()
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {"case 1 of process 1", "case 2 of process 1"}
+
+
+def test_unknown_metrics_and_missing_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="metric must be one of iou"):
         ImageMetric("f2")
+    with pytest.raises(ValueError, match="as many labels as predictions"):
+        ImageMetric().update((torch.zeros(2, 1, 4, 4), torch.zeros(1, 1, 4, 4)))
 
 
-def test_spacing_comes_from_the_affine_unless_that_knows_nothing():
+def test_spacing_comes_from_the_affine_unless_that_knows_nothing() -> None:
     rotation = np.array([[0, 0, -2.0, 5], [0, -3, 0, 7], [4, 0, 0, 9], [0, 0, 0, 1]])
     zeros = torch.zeros(1, 2, 2, 2)
     assert spacing_mm(MetaTensor(zeros, rotation)) == (4, 3, 2)
@@ -190,21 +220,21 @@ def test_spacing_comes_from_the_affine_unless_that_knows_nothing():
 TWO_PROCESSES = """
 import sys
 import torch.distributed as dist
-from tests.evaluation.test_handlers import ORGANS, VolumeDice, VolumeReport, evaluator, volume_item
+from tests.evaluation.test_handlers import CLASSES, VolumeDice, VolumeReport, evaluator, volume_item
 rank, rendezvous, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
 import ignite.distributed as idist
 idist.sync()
 cases = [[0, 1], [2, 1]][rank]  # case 1 as a padding sampler repeats it
-engine = evaluator([volume_item(i) for i in cases], [VolumeReport(folder, ORGANS)],
-                   key_val_metric={"val_mean_dice": VolumeDice(ORGANS)})
+engine = evaluator([volume_item(i) for i in cases], [VolumeReport(folder, CLASSES)],
+                   key_val_metric={"val_mean_dice": VolumeDice(CLASSES)})
 engine.run()
 print(f"mean {engine.state.metrics['mean_dice']:.6f}", flush=True)
 dist.destroy_process_group()
 """
 
 
-def test_two_processes_report_all_cases_once(tmp_path):
+def test_two_processes_report_all_cases_once(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     processes = [
@@ -216,9 +246,9 @@ def test_two_processes_report_all_cases_once(tmp_path):
     ]  # fmt: skip
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    evaluator([volume_item(seed) for seed in range(3)], [VolumeReport(tmp_path / "one", ORGANS)]).run()
+    evaluator([volume_item(seed) for seed in range(3)], [VolumeReport(tmp_path / "one", CLASSES)]).run()
     one, both = ((tmp_path / name / "metrics.csv").read_text() for name in ("one", "both"))
     assert one == both
     mean = json.loads((tmp_path / "one" / "summary.json").read_text())["protocols"]["strict"]["mean"]["dice"]["mean"]
     assert all(f"mean {mean:.6f}" in out.splitlines() for out, _ in outputs)
-    assert ["mean of organs" in out for out, _ in outputs] == [True, False]
+    assert ["mean of classes" in out for out, _ in outputs] == [True, False]

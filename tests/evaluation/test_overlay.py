@@ -1,33 +1,41 @@
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.overlay import COLOURS, choose_slices, save_overview
 
-ORGANS = ["liver", "spleen"]
+CLASSES = ["liver", "spleen"]
 
 
-def volume(depth=9):
+def volume() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Liver on the slices 2 to 7, spleen on 5 and 6."""
-    label = np.zeros((depth, 40, 60), np.uint8)
+    label = np.zeros((9, 40, 60), np.uint8)
     label[2:8, 8:24, 6:30] = 1
     label[5:7, 10:20, 40:52] = 2
     return np.random.default_rng(0).random(label.shape).astype(np.float32), label
 
 
-def pixels(path):
+def pixels(path: Path) -> NDArray[Any]:
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB")).astype(int)
 
 
-def count(picture, colour, tolerance=12):
-    """Pixels that are nearly of a colour."""
-    return int((np.abs(picture - 255 * np.array(to_rgb(colour))).max(-1) < tolerance).sum())
+def where(picture: NDArray[Any], colour: str) -> NDArray[np.intp]:
+    """Row and column of the pixels that are nearly of a colour."""
+    return np.argwhere(np.abs(picture - 255 * np.array(to_rgb(colour))).max(-1) < 12)
 
 
-def test_slices_with_most_classes_are_chosen():
+def count(picture: NDArray[Any], colour: str) -> int:
+    return len(where(picture, colour))
+
+
+def test_slices_with_most_classes_are_chosen() -> None:
     _, label = volume()
     assert choose_slices(label, 1) == [5]
     assert choose_slices(label, 3) == [2, 5, 6]
@@ -35,19 +43,19 @@ def test_slices_with_most_classes_are_chosen():
     assert len(choose_slices(np.zeros_like(label), 3)) == 3
 
 
-def test_area_decides_between_slices_of_as_many_classes():
+def test_area_decides_between_slices_of_as_many_classes() -> None:
     label = np.zeros((5, 8, 8), np.uint8)
     label[1:4, 2:4, 2:4] = 1
     label[2, 2:6, 2:6] = 1
     assert choose_slices(label, 1) == [2]
 
 
-def test_predicted_and_true_outlines_are_drawn(tmp_path):
+def test_predicted_and_true_outlines_are_drawn(tmp_path: Path) -> None:
     image, label = volume()
     black = np.zeros_like(image)
-    save_overview(tmp_path / "both.png", black, np.roll(label, 3, 2), label, ORGANS)
-    save_overview(tmp_path / "predicted.png", black, np.roll(label, 3, 2), None, ORGANS)
-    save_overview(tmp_path / "nothing.png", black, np.zeros_like(label), None, ORGANS)
+    save_overview(tmp_path / "both.png", black, np.roll(label, 3, 2), label, CLASSES)
+    save_overview(tmp_path / "predicted.png", black, np.roll(label, 3, 2), None, CLASSES)
+    save_overview(tmp_path / "nothing.png", black, np.zeros_like(label), None, CLASSES)
     both, predicted, nothing = (pixels(tmp_path / f"{name}.png") for name in ("both", "predicted", "nothing"))
     for colour in COLOURS[:2]:
         assert count(both, colour) > 200
@@ -57,12 +65,12 @@ def test_predicted_and_true_outlines_are_drawn(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["both.png", "nothing.png", "predicted.png"]
 
 
-def test_proportions_are_those_of_the_body(tmp_path):
+def test_proportions_are_those_of_the_body(tmp_path: Path) -> None:
     image, label = volume()
     sizes = {}
     for name, spacing in (("square", (5, 1, 1)), ("tall", (5, 2, 1))):
-        save_overview(tmp_path / name, image, label, None, ORGANS, spacing_mm=spacing, slices=1)
-        coloured = np.argwhere(np.abs(pixels(tmp_path / name) - 255 * np.array(to_rgb(COLOURS[1]))).max(-1) < 12)
+        save_overview(tmp_path / name, image, label, None, CLASSES, spacing_mm=spacing, slices=1)
+        coloured = where(pixels(tmp_path / name), COLOURS[1])
         spleen = coloured[coloured[:, 0] < 500]  # the legend is below
         sizes[name] = np.ptp(spleen, axis=0)
     assert sizes["square"][0] / sizes["square"][1] == pytest.approx(10 / 12, rel=0.05)
@@ -70,7 +78,7 @@ def test_proportions_are_those_of_the_body(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(30, 40), (1, 30, 40), (3, 30, 40)])
-def test_single_images(tmp_path, shape):
+def test_single_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
     mask = torch.zeros(1, 30, 40, dtype=torch.uint8)
     mask[0, 5:20, 8:25] = 1
     save_overview(tmp_path / "image.png", torch.randn(shape), mask, mask.roll(2, 1), ["lesion"], title="an image")
@@ -80,9 +88,11 @@ def test_single_images(tmp_path, shape):
 @pytest.mark.parametrize(
     ("image", "prediction"), [((4, 8, 8), (5, 8, 8)), ((3, 8, 8), (8, 9)), ((2, 4, 8, 8), (4, 8, 8)), ((8,), (8,))]
 )
-def test_what_does_not_belong_together_is_refused(tmp_path, image, prediction):
+def test_what_does_not_belong_together_is_refused(
+    tmp_path: Path, image: tuple[int, ...], prediction: tuple[int, ...]
+) -> None:
     with pytest.raises(ValueError, match="do not belong together"):
-        save_overview(tmp_path / "x.png", np.zeros(image), np.zeros(prediction), None, ORGANS)
+        save_overview(tmp_path / "x.png", np.zeros(image), np.zeros(prediction), None, CLASSES)
     with pytest.raises(ValueError, match="class 3 is in the maps, but only 2"):
-        save_overview(tmp_path / "x.png", np.zeros((8, 8)), np.full((8, 8), 3), None, ORGANS)
+        save_overview(tmp_path / "x.png", np.zeros((8, 8)), np.full((8, 8), 3), None, CLASSES)
     assert not list(tmp_path.iterdir())

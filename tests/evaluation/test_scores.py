@@ -3,27 +3,29 @@ import json
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from medpy.metric import binary
 from monai.metrics import get_confusion_matrix
+from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.spatial.distance import cdist
 
 from evaluation.metrics import Confusion, confusion, surface_dice
 from evaluation.protocols import per_image, pooled
-from evaluation.report import case_name, grid, replacing, spread
+from evaluation.report import grid
 from evaluation.scores import ImageScores, VolumeScores
 from tests.golden import fill
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses_and_metrics.json").read_text())
-ORGANS = ["liver", "spleen", "aorta"]
+CLASSES = ["liver", "spleen", "aorta"]
 SPACING = (3.0, 0.8, 0.9)
 
 
-def label_map(seed, shape=(6, 20, 24), classes=3):
+def label_map(seed: int, shape: tuple[int, ...] = (6, 20, 24), classes: int = 3) -> NDArray[np.uint8]:
     """Blobs of the classes 0 … `classes`, all of which occur."""
     noise = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 2)
     return np.digitize(noise, np.quantile(noise, np.linspace(0.6, 0.9, classes))).astype(np.uint8)
@@ -32,7 +34,7 @@ def label_map(seed, shape=(6, 20, 24), classes=3):
 PAIRS = [(label_map(2 * i), label_map(2 * i + 1)) for i in range(2)]
 
 
-def odd_pair():
+def odd_pair() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Spleen missed, aorta a false alarm, liver in neither."""
     prediction, label = np.zeros((2, 6, 20, 24), np.uint8)
     prediction[2, 3:9, 3:9], label[3, 4:8, 4:8] = 3, 2
@@ -40,15 +42,15 @@ def odd_pair():
 
 
 @pytest.fixture
-def volumes():
-    scores = VolumeScores(ORGANS, title="three volumes", selection="mean Dice of other cases")
+def volumes() -> VolumeScores:
+    scores = VolumeScores(CLASSES, title="three volumes", selection="mean Dice of other cases")
     for i, pair in enumerate([*PAIRS, odd_pair()]):
         scores.add(f"/data/case{i}.nii.gz", *pair, SPACING)
     return scores
 
 
 @pytest.fixture
-def images():
+def images() -> ImageScores:
     prediction = fill._noise("binary_logits", (3, 1, 40, 56), 0)[:, 0] > 0
     label = fill._noise("binary_target", (3, 1, 40, 56), 0)[:, 0] > 0.8
     scores = ImageScores(["lesion"])
@@ -57,45 +59,45 @@ def images():
     return scores
 
 
-def test_organ_means_are_those_of_medpy(volumes):
-    strict, paper = (volumes.summary()["protocols"][name] for name in ("strict", "paper"))
-    for index, organ in enumerate(ORGANS, start=1):
+def test_class_means_are_those_of_medpy(volumes: VolumeScores) -> None:
+    strict, paper = (volumes.summary()["protocols"][key] for key in ("strict", "paper"))
+    for index, name in enumerate(CLASSES, start=1):
         dice = [binary.dc(p == index, t == index) for p, t in PAIRS]
         mm = [binary.hd95(p == index, t == index, SPACING) for p, t in PAIRS]
         voxels = [binary.hd95(p == index, t == index) for p, t in PAIRS]
-        scored = dice if organ == "liver" else [*dice, 0]  # the odd case
-        assert strict["organs"][organ]["dice"]["mean"] == pytest.approx(statistics.mean(scored))
-        assert strict["organs"][organ]["dice"]["sd"] == pytest.approx(statistics.stdev(scored))
-        assert strict["organs"][organ]["hd95"]["mean"] == pytest.approx(statistics.mean(mm))
-        published = [*dice, 1 if organ == "aorta" else 0]
-        assert paper["organs"][organ]["dice"]["mean"] == pytest.approx(statistics.mean(published))
-        assert paper["organs"][organ]["hd95"]["mean"] == pytest.approx(statistics.mean([*voxels, 0]))
+        scored = dice if name == "liver" else [*dice, 0]  # the odd case
+        assert strict["classes"][name]["dice"]["mean"] == pytest.approx(statistics.mean(scored))
+        assert strict["classes"][name]["dice"]["sd"] == pytest.approx(statistics.stdev(scored))
+        assert strict["classes"][name]["hd95"]["mean"] == pytest.approx(statistics.mean(mm))
+        published = [*dice, 1 if name == "aorta" else 0]
+        assert paper["classes"][name]["dice"]["mean"] == pytest.approx(statistics.mean(published))
+        assert paper["classes"][name]["hd95"]["mean"] == pytest.approx(statistics.mean([*voxels, 0]))
     assert (strict["hd95_unit"], paper["hd95_unit"]) == ("mm", "voxels")
 
 
-def test_counts_are_stated(volumes):
-    strict, paper = (volumes.summary()["protocols"][name] for name in ("strict", "paper"))
-    assert [strict["organs"][organ]["dice"]["n"] for organ in ORGANS] == [2, 3, 3]
-    assert [strict["organs"][organ]["hd95"]["n"] for organ in ORGANS] == [2, 2, 2]
-    assert [paper["organs"][organ][key]["n"] for organ in ORGANS for key in ("dice", "hd95")] == [3] * 6
+def test_counts_are_stated(volumes: VolumeScores) -> None:
+    strict, paper = (volumes.summary()["protocols"][key] for key in ("strict", "paper"))
+    assert [strict["classes"][name]["dice"]["n"] for name in CLASSES] == [2, 3, 3]
+    assert [strict["classes"][name]["hd95"]["n"] for name in CLASSES] == [2, 2, 2]
+    assert [paper["classes"][name][key]["n"] for name in CLASSES for key in ("dice", "hd95")] == [3] * 6
     for result in (strict, paper):
-        assert [result["organs"][organ]["missed"] for organ in ORGANS] == [0, 1, 0]
-        assert [result["organs"][organ]["false_alarms"] for organ in ORGANS] == [0, 0, 1]
-        assert [result["organs"][organ]["absent"] for organ in ORGANS] == [1, 0, 0]
+        assert [result["classes"][name]["missed"] for name in CLASSES] == [0, 1, 0]
+        assert [result["classes"][name]["false_alarms"] for name in CLASSES] == [0, 0, 1]
+        assert [result["classes"][name]["absent"] for name in CLASSES] == [1, 0, 0]
 
 
-def test_mean_is_over_organs_after_cases(volumes):
+def test_mean_is_over_classes_after_cases(volumes: VolumeScores) -> None:
     mean = volumes.summary()["protocols"]["strict"]["mean"]["dice"]
-    organs = volumes.summary()["protocols"]["strict"]["organs"]
-    assert mean["mean"] == pytest.approx(statistics.mean(organs[organ]["dice"]["mean"] for organ in ORGANS))
+    classes = volumes.summary()["protocols"]["strict"]["classes"]
+    assert mean["mean"] == pytest.approx(statistics.mean(classes[name]["dice"]["mean"] for name in CLASSES))
     assert volumes.mean_dice() == mean["mean"]
-    assert (mean["organs"], mean["cases"]) == (3, 3)
+    assert (mean["classes"], mean["cases"]) == (3, 3)
     cases = [statistics.mean(binary.dc(p == i, t == i) for i in (1, 2, 3)) for p, t in PAIRS]
     assert mean["sd_over_cases"] == pytest.approx(statistics.stdev([*cases, 0]))
 
 
-def test_millimetres_and_voxels_are_not_averaged_together():
-    scores = VolumeScores(ORGANS)
+def test_millimetres_and_voxels_are_not_averaged_together() -> None:
+    scores = VolumeScores(CLASSES)
     scores.add("a", *PAIRS[0], SPACING)
     scores.add("b", *PAIRS[1])
     result = scores.summary()["protocols"]["strict"]
@@ -103,38 +105,38 @@ def test_millimetres_and_voxels_are_not_averaged_together():
     assert "left out of the means of HD95: 1" in result["rules"]
     prediction, label = PAIRS[0]
     expected = binary.hd95(prediction == 1, label == 1, SPACING)
-    assert result["organs"]["liver"]["hd95"] == {"mean": pytest.approx(expected), "sd": None, "n": 1}
+    assert result["classes"]["liver"]["hd95"] == {"mean": pytest.approx(expected), "sd": None, "n": 1}
     assert {row["hd95_unit"] for row in scores.rows() if row["case"] == "b"} == {"voxels"}
 
 
-def test_without_any_spacing_strict_is_in_voxels_and_says_so():
-    scores = VolumeScores(ORGANS)
+def test_without_any_spacing_strict_is_in_voxels_and_says_so() -> None:
+    scores = VolumeScores(CLASSES)
     scores.add("a", *PAIRS[0])
-    strict, paper = (scores.summary()["protocols"][name] for name in ("strict", "paper"))
+    strict, paper = (scores.summary()["protocols"][key] for key in ("strict", "paper"))
     assert strict["hd95_unit"] == "voxels"
-    assert strict["organs"] == paper["organs"]
+    assert strict["classes"] == paper["classes"]
     assert "HD95 mm" not in scores.table()
 
 
-def test_nothing_scored_is_no_number():
+def test_nothing_scored_is_no_number() -> None:
     empty = np.zeros((2, 4, 4), np.uint8)
     scores = VolumeScores(["liver"])
     scores.add("a", empty, empty)
     assert math.isnan(scores.mean_dice())
     strict = scores.summary()["protocols"]["strict"]
-    assert strict["organs"]["liver"]["dice"] == {"mean": None, "sd": None, "n": 0}
+    assert strict["classes"]["liver"]["dice"] == {"mean": None, "sd": None, "n": 0}
     assert "n/a" in scores.table()
 
 
-def test_files_hold_what_was_scored(volumes, tmp_path):
+def test_files_hold_what_was_scored(volumes: VolumeScores, tmp_path: Path) -> None:
     volumes.write(tmp_path / "new")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["metrics.csv", "summary.json"]
     with (tmp_path / "new" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["case", "organ", "protocol", "dice", "hd95", "hd95_unit", "status"]
-    assert len(rows) == 3 * len(ORGANS) * 2
+    assert list(rows[0]) == ["case", "class", "protocol", "dice", "hd95", "hd95_unit", "status"]
+    assert len(rows) == 3 * len(CLASSES) * 2
     absent = next(row for row in rows if row["status"] == "absent" and row["protocol"] == "strict")
-    assert (absent["case"], absent["organ"], absent["dice"], absent["hd95"]) == ("case2", "liver", "", "")
+    assert (absent["case"], absent["class"], absent["dice"], absent["hd95"]) == ("case2", "liver", "", "")
     summary = json.loads((tmp_path / "new" / "summary.json").read_text())
     assert summary["selection"] == "mean Dice of other cases"
     assert summary["cases"] == 3
@@ -142,24 +144,30 @@ def test_files_hold_what_was_scored(volumes, tmp_path):
     assert {"torch", "monai", "medpy"} <= summary["versions"].keys()
 
 
-def test_table_names_organs_rules_and_the_published_row():
+def test_table_names_classes_rules_and_the_published_row() -> None:
     published = {"name": "VM-UNet", "dice": {"liver": 94.17, "mean": 81.08}}
-    scores = VolumeScores(ORGANS, published=published)
+    scores = VolumeScores(CLASSES, published=published)
     scores.add("a", *PAIRS[0], SPACING)
     lines = scores.table().splitlines()
     assert next(line for line in lines if line.startswith("liver")).endswith("94.17")
-    assert next(line for line in lines if line.startswith("mean of organs")).endswith("81.08")
-    assert all(any(line.startswith(organ) for line in lines) for organ in ORGANS)
+    assert next(line for line in lines if line.startswith("mean of classes")).endswith("81.08")
+    assert all(any(line.startswith(name) for line in lines) for name in CLASSES)
     assert any(line.startswith("strict: ") for line in lines)
     assert any(line.startswith("paper: ") for line in lines)
     assert max(map(len, lines)) < 140
 
 
-def test_equal_names_are_told_apart_by_their_folders():
-    scores = VolumeScores(ORGANS)
+def test_table_of_images_has_the_published_row() -> None:
+    scores = ImageScores(["lesion"], published={"name": "CMUNeXt", "iou": 71.56})
+    scores.add("a", *(label_map(seed, (20, 24), 1) for seed in (0, 1)))
+    assert next(line for line in scores.table().splitlines() if line.startswith("IoU")).endswith("71.56")
+
+
+def test_equal_names_are_told_apart_by_their_folders() -> None:
+    scores = VolumeScores(CLASSES)
     for file in ("/a/case.h5", "/b/case.h5", "/b/other.npy.h5"):
         scores.add(file, *PAIRS[0])
-    assert [row["case"] for row in scores.rows()][:: 2 * len(ORGANS)] == ["/a/case.h5", "/b/case.h5", "other"]
+    assert [row["case"] for row in scores.rows()][:: 2 * len(CLASSES)] == ["/a/case.h5", "/b/case.h5", "other"]
 
 
 @pytest.mark.parametrize(
@@ -173,24 +181,24 @@ def test_equal_names_are_told_apart_by_their_folders():
         (np.zeros((0, 4, 4), np.uint8), np.zeros((0, 4, 4), np.uint8), "prediction holds values from nan"),
     ],
 )
-def test_maps_that_do_not_fit_are_refused(prediction, label, message):
+def test_maps_that_do_not_fit_are_refused(prediction: NDArray[Any], label: NDArray[Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^case7.nii.gz: .*{message}"):
-        VolumeScores(ORGANS).add("case7.nii.gz", prediction, label)
+        VolumeScores(CLASSES).add("case7.nii.gz", prediction, label)
 
 
-def test_whole_numbers_may_come_as_floats_and_tensors():
-    scores = VolumeScores(ORGANS)
+def test_whole_numbers_may_come_as_floats_and_tensors() -> None:
+    scores = VolumeScores(CLASSES)
     prediction, label = PAIRS[0]
     assert scores.add("a", torch.from_numpy(prediction).float(), label.astype(np.float64)) == scores.add("a", *PAIRS[0])
 
 
 @pytest.mark.parametrize("classes", [[], ["liver", "liver"]])
-def test_classes_need_names(classes):
+def test_classes_need_names(classes: list[str]) -> None:
     with pytest.raises(ValueError, match="different names"):
         VolumeScores(classes)
 
 
-def test_golden_image_protocols(images):
+def test_golden_image_protocols(images: ImageScores) -> None:
     protocols = images.summary()["protocols"]
     for key, expected in GOLDEN["cmunext_metrics_per_image_mean"].items():
         assert protocols["per image"]["classes"]["lesion"][key]["mean"] == pytest.approx(expected, rel=1e-12), key
@@ -204,14 +212,14 @@ def test_golden_image_protocols(images):
     assert per_image(total) == pytest.approx(GOLDEN["cmunext_metrics_batch"], rel=1e-12)
 
 
-def test_confusion_matrix_agrees_with_monai():
+def test_confusion_matrix_agrees_with_monai() -> None:
     prediction, label = (label_map(i, (30, 40), 1) for i in (5, 6))
     expected = get_confusion_matrix(torch.from_numpy(prediction)[None, None], torch.from_numpy(label)[None, None])
     found = confusion(prediction == 1, label == 1)
     assert [found.tp, found.fp, found.tn, found.fn] == expected.flatten().tolist()
 
 
-def test_empty_images():
+def test_empty_images() -> None:
     empty, full = Confusion(0, 0, 0, 9), Confusion(0, 0, 9, 0)
     assert per_image(empty)["iou"] == 1
     assert per_image(empty)["f1"] == 0
@@ -219,7 +227,7 @@ def test_empty_images():
     assert pooled([empty]) == {"iou": 0, "dice": 0, "sensitivity": 0, "specificity": 1, "accuracy": 1}
 
 
-def test_surface_metrics_leave_out_what_is_undefined():
+def test_surface_metrics_leave_out_what_is_undefined() -> None:
     scores = ImageScores(["lesion"])
     mask, empty = np.zeros((9, 12), np.uint8), np.zeros((9, 12), np.uint8)
     mask[2:6, 3:8] = 1
@@ -232,7 +240,7 @@ def test_surface_metrics_leave_out_what_is_undefined():
 
 
 @pytest.mark.parametrize("tolerance", [0, 1, 2.5])
-def test_surface_dice_is_the_share_of_close_outline_pixels(tolerance):
+def test_surface_dice_is_the_share_of_close_outline_pixels(tolerance: float) -> None:
     prediction, label = (label_map(i, (30, 40), 1) == 1 for i in (5, 6))
     outlines = [np.argwhere(mask & ~binary_erosion(mask)) for mask in (prediction, label)]
     distances = cdist(*outlines)
@@ -240,7 +248,7 @@ def test_surface_dice_is_the_share_of_close_outline_pixels(tolerance):
     assert surface_dice(prediction, label, tolerance) == pytest.approx(close / sum(map(len, outlines)))
 
 
-def test_several_classes_of_images_are_averaged():
+def test_several_classes_of_images_are_averaged() -> None:
     scores = ImageScores(["cup", "disc"])
     pairs = [(label_map(i, (20, 30), 2), label_map(i + 9, (20, 30), 2)) for i in range(3)]
     for i, pair in enumerate(pairs):
@@ -254,51 +262,17 @@ def test_several_classes_of_images_are_averaged():
     assert "disc: IoU %" in scores.table()
 
 
-def test_spread_counts_only_what_is_known():
-    assert spread([1.0, math.nan, None, 3.0]) == {"mean": 2.0, "sd": pytest.approx(math.sqrt(2)), "n": 2}
-    assert spread([math.nan]) == {"mean": None, "sd": None, "n": 0}
-
-
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        ("/x/case0001.npy.h5", "case0001"),
-        ("img0001.nii.gz", "img0001"),
-        ("benign (4).png", "benign (4)"),
-        ("a.b.JPG", "a.b"),
-        ("plain", "plain"),
-    ],
-)
-def test_case_names(file, name):
-    assert case_name(file) == name
-
-
-def test_grid_aligns_columns():
+def test_grid_aligns_columns() -> None:
     groups = [
-        ("", [("organ", ["liver", "", "all"])]),
+        ("", [("class", ["liver", "", "all"])]),
         ("long heading", [("a", ["1", "", "22"]), ("b", ["3", "", "4"])]),
         ("", [("c", ["", "", "5"])]),
     ]
     assert grid(groups).splitlines() == [
         "        long heading",
-        "organ           a  b   c",
+        "class           a  b   c",
         "------------------------",
         "liver           1  3",
         "------------------------",
         "all            22  4   5",
     ]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-
-    def write():
-        with replacing(path) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        write()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
