@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0, or 1 after one line on stderr about what the user can put right."""
+    """Runs one command. Returns the exit code: 0, or 1 after one line on stderr that says what to put right."""
     options = vars(_parser().parse_args(arguments))
     run = options.pop("run")
     command = options.pop("command")

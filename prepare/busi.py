@@ -2,7 +2,7 @@
 
 images/benign (4).png       RGB, whatever the download held
 masks/0/benign (4).png      0 and 255; all masks of an image merged
-busi_train1.txt, busi_val1.txt, …2, …3      names without suffix, one split a pair
+busi_train1.txt, busi_val1.txt, …2, …3      names without suffix; each pair of lists is one split
 dataset.json                counts, splits, images that are the same
 """
 
@@ -20,17 +20,14 @@ from PIL import Image
 
 from prepare.output import PrepareError, Report, staged, write_facts
 from prepare.pictures import read_mask, read_rgb
-from transforms import PICTURE_SUFFIXES
-
-__all__ = ["prepare_busi", "stratified_split"]
+from transforms import PICTURE_SUFFIXES, case_name, list_files, stem
 
 TRAIN_SHARE = 0.7
-MASK = re.compile(r"_mask(_\d+)?$")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of the download with all its masks; none for an image of normal tissue without a mask file."""
+    """One image of the download with all its masks; an image of normal tissue may have none."""
 
     name: str
     kind: str
@@ -46,7 +43,7 @@ def find_samples(raw: Path, kinds: Sequence[str]) -> list[Sample]:
     """The images of the folders `kinds` with their masks (`NAME_mask.png`, `NAME_mask_1.png` …), in natural order.
 
     Raises:
-        PrepareError: for a folder that is not there, an image without a mask or a mask without an image.
+        PrepareError: when a folder is missing, an image has no mask, or a mask has no image.
     """
     root = raw if (raw / kinds[0]).is_dir() else raw / "Dataset_BUSI_with_GT"
     samples = []
@@ -56,18 +53,17 @@ def find_samples(raw: Path, kinds: Sequence[str]) -> list[Sample]:
             raise PrepareError(f"{raw}: no folder {kind}/ in it; --raw wants the unpacked Dataset_BUSI_with_GT")
         images: dict[str, Path] = {}
         masks = defaultdict(list)
-        for path in folder.iterdir():
-            if path.suffix.lower() in PICTURE_SUFFIXES:
-                if MASK.search(path.stem):
-                    masks[MASK.sub("", path.stem)].append(path)
-                else:
-                    images[path.stem] = path
+        for path in list_files(folder, PICTURE_SUFFIXES):
+            if (name := case_name(path)) == stem(path):
+                images[name] = path
+            else:
+                masks[name].append(path)
         if orphans := sorted(masks.keys() - images.keys()):
             raise PrepareError(f"{folder}: masks without an image, such as {orphans[0]}; unpack the download again")
         if kind != "normal" and (bare := sorted(images.keys() - masks.keys())):
             raise PrepareError(f"{folder}: images without a mask, such as {bare[0]}; unpack the download again")
         for name in sorted(images, key=_natural):
-            samples.append(Sample(name, kind, images[name], tuple(sorted(masks[name]))))
+            samples.append(Sample(name, kind, images[name], tuple(masks[name])))
     if not samples:
         raise PrepareError(f"{raw}: no pictures in {', '.join(kinds)}")
     return samples
@@ -80,6 +76,12 @@ def stratified_split(groups: Sequence[Sequence[str]], kind_of: dict[str, str], s
         groups: names that must stay together; a group counts for the kind of its first name.
         kind_of: the class of each name.
         seed: of the draw.
+
+    Example:
+        >>> kind_of = {f"{kind} ({n})": kind for kind in ("benign", "malignant") for n in range(10)}
+        >>> train, val = stratified_split([[name] for name in kind_of], kind_of, seed=41)
+        >>> len(train), sum(kind_of[name] == "benign" for name in train), len(val)
+        (14, 7, 6)
     """
     rng = np.random.default_rng(seed)
     train: set[str] = set()
@@ -112,7 +114,7 @@ def _given_splits(folder: Path, names: set[str]) -> dict[int, dict[str, list[str
 
 
 def _write_sample(sample: Sample, folder: Path) -> tuple[str, bool]:
-    """Writes image and mask; what the image's pixels hash to, and whether anything is marked."""
+    """Writes image and mask. Returns a hash of the image's pixels, and whether the mask marks anything."""
     image = read_rgb(sample.image)
     height, width, _ = image.shape
     mask = np.zeros((height, width), bool)
@@ -141,17 +143,27 @@ def prepare_busi(
     workers: int | None = None,
     report: Report | None = None,
 ) -> None:
-    """Prepare the raw download in `raw` in `out`; the layout is the module's.
+    """Prepares the raw download, in the layout that this module's head describes.
 
     Args:
-        seed, splits: number of 70/30 splits, stratified by class, and where their draws start.
-        split_files: folder with busi_train1.txt, busi_val1.txt … to take as they are instead.
+        raw: the unpacked folder Dataset_BUSI_with_GT, or the folder above it.
+        out: the folder to make.
+        seed: of the first split; each further one takes the next number.
+        splits: how many 70/30 splits to draw, stratified by class.
+        split_files: folder with busi_train1.txt, busi_val1.txt …, used as they are instead.
         include_normal: take the images without a lesion too, with empty masks.
         deduplicate: keep images with the same pixels on one side of every split.
-        workers: threads; as many as there are cores where None.
+        overwrite: replace an `out` that was prepared before.
+        workers: threads; None for one per core.
+        report: prints what was done.
 
     Raises:
-        PrepareError: for anything wrong with the input or the output folder; nothing is written then.
+        PrepareError: when input or output folder are not as they must be; then nothing is written.
+
+    Example:
+        >>> prepare_busi(Path("nowhere"), Path("out"))
+        Traceback (most recent call last):
+        prepare.output.PrepareError: nowhere: no folder benign/ in it; --raw wants the unpacked Dataset_BUSI_with_GT
     """
     report = report or Report()
     if splits < 1:

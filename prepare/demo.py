@@ -1,4 +1,4 @@
-"""Demo data: phantoms written as raw downloads, then prepared by the same code as the real ones.
+"""Demo data: phantoms, written as raw downloads and then prepared by the same code as real ones.
 
 synapse/    as `prepare synapse` makes it, and raw/img, raw/label: the test cases as NIfTI in Hounsfield units
 busi/       as `prepare busi` makes it
@@ -20,14 +20,12 @@ from prepare.output import PrepareError, Report, staged, write_facts
 from prepare.phantoms import ct_phantom, dermoscopy_phantom, ultrasound_phantom
 from prepare.synapse import TEST_CASES, TRAIN_CASES, prepare_synapse
 
-__all__ = ["MARK", "prepare_demo"]
-
 MARK = "synthetic phantom, not patient data"
 FIELD_OF_VIEW_MM, SCAN_LENGTH_MM = 360, 144
 
 
 def _write_ct(folder: Path, case: int, seed: int, slices: int, size: int) -> None:
-    """A BTCV-like pair with axis codes LAS."""
+    """Writes a BTCV-like pair with axis codes LAS."""
     spacing_mm = (SCAN_LENGTH_MM / slices, FIELD_OF_VIEW_MM / size, FIELD_OF_VIEW_MM / size)
     rng = np.random.default_rng((seed, 0, case))
     arrays = ct_phantom(rng, (slices, size, size), spacing_mm)
@@ -40,12 +38,12 @@ def _write_ct(folder: Path, case: int, seed: int, slices: int, size: int) -> Non
 
 
 def _picture_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Half of the pictures are 256², the others any size, as downloads are."""
+    """(H, W): half of the pictures are 256², the others any size, as downloads are."""
     return (256, 256) if rng.random() < 0.5 else (int(rng.integers(180, 300)), int(rng.integers(200, 340)))
 
 
 def _write_ultrasound(folder: Path, number: int, seed: int) -> None:
-    """A BUSI-like image and its mask, in two files now and then; every third is malignant."""
+    """Writes a BUSI-like image and its mask, now and then in two files; every third lesion is malignant."""
     rng = np.random.default_rng((seed, 1, number))
     kind = "malignant" if number % 3 == 0 else "benign"
     grey, mask = ultrasound_phantom(rng, _picture_size(rng), kind == "malignant")
@@ -61,7 +59,7 @@ def _write_ultrasound(folder: Path, number: int, seed: int) -> None:
 
 
 def _write_dermoscopy(folder: Path, number: int, seed: int, part: str) -> None:
-    """An ISIC-like image and its mask."""
+    """Writes an ISIC-like image and its mask."""
     rng = np.random.default_rng((seed, 2, number))
     image, mask = dermoscopy_phantom(rng, _picture_size(rng))
     images, masks = (folder / name for name in FOLDERS[2017][part])
@@ -81,16 +79,24 @@ def prepare_demo(
     images: int = 40,
     overwrite: bool = False,
 ) -> None:
-    """Write demo data for all three bundles in `out`; the layout is the module's.
+    """Writes demo data for all three bundles, in the layout that this module's head describes.
 
     Args:
+        out: the folder to make.
         seed: equal seeds give equal data.
         cases: CT volumes, a quarter of them for the test part; 0 for none.
-        slices, size: of each volume.
-        images: ultrasound and as many dermoscopy images; 0 for none.
+        slices: of each volume.
+        size: rows and columns of each slice.
+        images: ultrasound images, and as many dermoscopy images; 0 for none.
+        overwrite: replace an `out` that was prepared before.
 
     Raises:
-        PrepareError: for numbers out of range or an `out` that is taken.
+        PrepareError: when a number is out of range, or `out` is taken.
+
+    Example:
+        >>> prepare_demo(Path("out"), images=3)
+        Traceback (most recent call last):
+        prepare.output.PrepareError: expected at least 8 images, or 0 of them and some cases
     """
     report = Report(MARK)
     if cases and (not 2 <= cases <= len(TRAIN_CASES) or slices < 8 or size < 32):

@@ -20,9 +20,7 @@ from torch.nn.functional import interpolate
 
 from prepare.output import PrepareError, Report, staged, write_facts
 from prepare.pictures import read_mask, read_rgb
-from transforms import PICTURE_SUFFIXES
-
-__all__ = ["FOLDERS", "prepare_isic"]
+from transforms import PICTURE_SUFFIXES, list_files, pair_by_name, stem
 
 # Image and mask folder of each part, as the archive's downloads unpack.
 FOLDERS: Mapping[int, Mapping[str, tuple[str, str]]] = {
@@ -45,10 +43,10 @@ Pair = tuple[Path, Path]
 
 
 def find_pairs(raw: Path, year: int) -> dict[str, dict[str, Pair]]:
-    """For each part that was downloaded, the image and mask of each id.
+    """Image and mask of each id, for each part that was downloaded.
 
     Raises:
-        PrepareError: when nothing is there, or an image has no mask or a mask no image.
+        PrepareError: when nothing is there, an image has no mask, or a mask has no image.
     """
     parts = {}
     for part, (image_folder, mask_folder) in FOLDERS[year].items():
@@ -56,23 +54,30 @@ def find_pairs(raw: Path, year: int) -> dict[str, dict[str, Pair]]:
             continue
         if not (raw / mask_folder).is_dir():
             raise PrepareError(f"{raw / mask_folder}: missing, though {image_folder} is there; download the masks too")
-        images, masks = (
-            {path.stem: path for path in (raw / folder).iterdir() if path.suffix.lower() in PICTURE_SUFFIXES}
-            for folder in (image_folder, mask_folder)
-        )
-        images = {name: path for name, path in images.items() if not name.endswith("_superpixels")}
-        masks = {name.removesuffix("_segmentation"): path for name, path in masks.items()}
-        if unpaired := sorted(images.keys() ^ masks.keys()):
-            lacks = "mask" if unpaired[0] in images else "image"
-            raise PrepareError(f"{raw}: {part}: {len(unpaired)} ids are not paired; {unpaired[0]} has no {lacks}")
-        parts[part] = {name: (images[name], masks[name]) for name in sorted(images)}
+        images, masks = (list_files(raw / folder, PICTURE_SUFFIXES) for folder in (image_folder, mask_folder))
+        images = [path for path in images if not stem(path).endswith("_superpixels")]
+        try:
+            pairs = pair_by_name(images, masks, ("image", "mask"))
+        except ValueError as error:
+            raise PrepareError(f"{part}: {error}") from error
+        parts[part] = {stem(image): (image, mask) for image, mask in pairs}
     if not any(parts.values()):
         raise PrepareError(f"{raw}: no pictures in {', '.join(images for images, _ in FOLDERS[year].values())}")
     return parts
 
 
 def split_parts(parts: dict[str, dict[str, Pair]], split: str, seed: int) -> dict[str, dict[str, Pair]]:
-    """The official parts, or training and validation pooled and drawn anew 7:3; test images stay apart either way."""
+    """The official parts, or training and validation pooled and drawn anew 7:3; test images stay apart either way.
+
+    Raises:
+        PrepareError: when a part is missing.
+
+    Example:
+        >>> pair = Path("image.jpg"), Path("mask.png")
+        >>> drawn = split_parts({"train": {str(n): pair for n in range(10)}}, "7:3", seed=42)
+        >>> len(drawn["train"]), len(drawn["val"])
+        (7, 3)
+    """
     if split == "official":
         if missing := [part for part in ("train", "val") if part not in parts]:
             raise PrepareError(f"the official split lacks {' and '.join(missing)}: download it, or pass --split 7:3")
@@ -91,7 +96,7 @@ def split_parts(parts: dict[str, dict[str, Pair]], split: str, seed: int) -> dic
 
 
 def _resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W[, C]) uint8 → (H', W'[, C]): bilinear without antialiasing, what the published loaders do to the file."""
+    """(H, W[, C]) uint8 → (H', W'[, C]): bilinear without antialiasing, as the published loaders resize."""
     channels_first = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(array).transpose(2, 0, 1)))[None].float()
     resized = interpolate(channels_first, size, mode="bilinear", align_corners=False).round().byte()
     return resized[0].permute(1, 2, 0).squeeze(-1).numpy()
@@ -127,17 +132,26 @@ def prepare_isic(
     overwrite: bool = False,
     report: Report | None = None,
 ) -> None:
-    """Prepare the unpacked downloads in `raw` in `out`; the layout is the module's.
+    """Prepares the unpacked downloads, in the layout that this module's head describes.
 
     Args:
-        out: data/isic17 or data/isic18 where None.
+        raw: the folder that holds the unpacked downloads.
+        out: the folder to make; None for data/isic17 or data/isic18.
         year: 2017 or 2018.
         split: "official", or "7:3" as VM-UNet's authors have it, drawn with `seed`.
-        size: (H, W) to resize images and masks to; as downloaded where None.
-        workers: threads; as many as there are cores where None.
+        seed: of the 7:3 split.
+        size: (H, W) to resize images and masks to; None leaves them as downloaded.
+        workers: threads; None for one per core.
+        overwrite: replace an `out` that was prepared before.
+        report: prints what was done.
 
     Raises:
-        PrepareError: for anything wrong with the input or the output folder; nothing is written then.
+        PrepareError: when input or output folder are not as they must be; then nothing is written.
+
+    Example:
+        >>> prepare_isic(Path("nowhere"), Path("out"), year=2017)
+        Traceback (most recent call last):
+        prepare.output.PrepareError: nowhere: no pictures in ISIC-2017_Training_Data, ISIC-2017_Validation_Data, ...
     """
     report = report or Report()
     if size is not None and min(size) < 1:

@@ -1,8 +1,7 @@
-"""What every preparation shares: its error, what it prints, and an output folder that is there whole or not at all."""
+"""What all preparations share: their error, their printed lines, and an output folder written whole or not at all."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,8 +13,6 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["FACTS", "PrepareError", "Report", "sha256", "staged", "write_facts"]
-
 FACTS = "dataset.json"
 
 T = TypeVar("T")
@@ -23,14 +20,19 @@ R = TypeVar("R")
 
 
 class PrepareError(Exception):
-    """Something about the input or the output folder that the user can put right; the message is one line."""
+    """The input or the output folder is not as it must be; the message is one line that the user can act on."""
 
 
 class Report:
-    """Lines and progress bars, every one of them with the same mark in front.
+    """Prints lines and progress bars, all with the same mark in front.
 
     Args:
         mark: text before each line, such as a warning that the data are synthetic.
+
+    Example:
+        >>> Report("synthetic").table(("part", "images"), [("train", "8")])
+        [synthetic] part   images
+        [synthetic] train  8
     """
 
     def __init__(self, mark: str = "") -> None:
@@ -45,7 +47,7 @@ class Report:
         return tqdm(items, desc=f"{self.prefix}{title}", dynamic_ncols=True)
 
     def map(self, function: Callable[[T], R], items: Sequence[T], title: str, workers: int | None = None) -> list[R]:
-        """`function` of every item, in order, by `workers` threads; the first error ends it."""
+        """The results of `function` for all items, in order, from `workers` threads; the first error ends it."""
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             futures = [pool.submit(function, item) for item in items]
             try:
@@ -54,7 +56,7 @@ class Report:
                 pool.shutdown(cancel_futures=True)
 
     def table(self, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-        """Columns as wide as their widest cell."""
+        """Prints columns as wide as their widest cell."""
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         for row in (header, *rows):
             self("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -64,11 +66,23 @@ class Report:
 def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its place when the block ends without an error.
 
-    An interrupted run leaves `out` as it was; what it had written is removed by the next run at the latest.
+    An interrupted run leaves `out` as it was; the next run at the latest removes what it had written.
+
+    Args:
+        out: the folder.
+        overwrite: replace what an earlier preparation wrote there.
 
     Raises:
         PrepareError: when `out` is a file, holds something and `overwrite` is false, or holds something that no
-            preparation wrote (nothing of that is ever removed).
+            preparation wrote. Such files are never removed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     with staged(Path(parent) / "data") as folder:
+        ...         write_facts(folder, {"images": 8}, Report())
+        ...     [str(file.relative_to(parent)) for file in Path(parent).rglob("*")]
+        ['data', 'data/dataset.json']
     """
     out = out.absolute()
     if out.exists() and not out.is_dir():
@@ -96,11 +110,15 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def write_facts(folder: Path, facts: dict[str, Any], report: Report) -> None:
-    """`dataset.json`: what the prepared data are, without dates or machine names, so equal data give equal files."""
+    """Writes `dataset.json`: what the prepared data are. It names no date or machine, so equal data give equal files.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_facts(Path(folder), {"images": 8}, Report("synthetic"))
+        ...     json.loads((Path(folder) / FACTS).read_text())
+        {'note': 'synthetic', 'images': 8}
+    """
     if report.mark:
         facts = {"note": report.mark} | facts
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

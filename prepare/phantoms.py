@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from prepare.synapse import BTCV_IDS, ORGANS
-
-__all__ = ["ct_phantom", "dermoscopy_phantom", "ultrasound_phantom"]
+from transforms import BTCV_IDS, SYNAPSE_CLASSES
 
 # Mean Hounsfield units in the portal venous phase; neighbours overlap once case-wise shifts and noise are added.
 ORGAN_HU = {
@@ -52,7 +50,18 @@ def _organ_masks(x: np.ndarray, y: np.ndarray, z: np.ndarray, rng: np.random.Gen
 def ct_phantom(
     rng: np.random.Generator, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One abdomen: (Hounsfield units int16, BTCV label ids uint8), both (D, H, W) in axis codes SPL."""
+    """One abdomen: (Hounsfield units int16, BTCV label ids uint8), both (D, H, W) in axis codes SPL.
+
+    Args:
+        rng: draws size, position, outlines and noise.
+        shape: (D, H, W).
+        spacing_mm: of the voxels, in the order (D, H, W).
+
+    Example:
+        >>> hounsfield, label = ct_phantom(np.random.default_rng(0), (8, 32, 32), (18.0, 11.0, 11.0))
+        >>> hounsfield.shape, set(BTCV_IDS) <= set(label.ravel().tolist())
+        ((8, 32, 32), True)
+    """
     axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing_mm, strict=True)]
     z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
     # Size and position of the body, then a smooth displacement of some millimetres for uneven outlines.
@@ -86,9 +95,9 @@ def ct_phantom(
     label = np.zeros(shape, np.uint8)
     for organ, mask in _organ_masks(x, y, z, rng).items():
         mask = mask & cavity & ~spine
-        label[mask] = BTCV_IDS[ORGANS.index(organ)]
+        label[mask] = BTCV_IDS[SYNAPSE_CLASSES.index(organ)]
         hounsfield[mask] = ORGAN_HU[organ] + rng.normal(0, 7)
-    stomach = label == BTCV_IDS[ORGANS.index("stomach")]
+    stomach = label == BTCV_IDS[SYNAPSE_CLASSES.index("stomach")]
     hounsfield[stomach & (y < -62)] = -700  # gas
     hounsfield[spine] = rng.uniform(230, 290)
     hounsfield[x**2 + (y - 92) ** 2 < 8**2] = 30  # spinal canal
@@ -118,7 +127,13 @@ def _blob(
 def ultrasound_phantom(
     rng: np.random.Generator, shape: tuple[int, int], malignant: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Layered tissue with speckle, one dark lesion and its shadow: (grey uint8, mask bool), both (H, W)."""
+    """Layered tissue with speckle, one dark lesion and its shadow: (grey uint8, mask bool), both (H, W).
+
+    Example:
+        >>> grey, mask = ultrasound_phantom(np.random.default_rng(0), (64, 64), malignant=True)
+        >>> bool(grey[mask].mean() < grey[~mask].mean())
+        True
+    """
     depth = np.linspace(0, 1, shape[0])[:, None]
     texture = ndimage.gaussian_filter(rng.normal(size=shape), (4, 12))
     texture /= texture.std()
@@ -141,7 +156,13 @@ def ultrasound_phantom(
 
 
 def dermoscopy_phantom(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Skin with hairs, a vignette and one pigmented lesion: (RGB uint8 (H, W, 3), mask bool (H, W))."""
+    """Skin with hairs, a vignette and one pigmented lesion: (RGB uint8 (H, W, 3), mask bool (H, W)).
+
+    Example:
+        >>> image, mask = dermoscopy_phantom(np.random.default_rng(0), (64, 64))
+        >>> bool(image[mask].mean() < image[~mask].mean())
+        True
+    """
     height, width = shape
     skin = np.array([222.0, 178, 152]) + rng.normal(0, 10, 3)
     shade = ndimage.gaussian_filter(rng.normal(size=shape), height / 12)

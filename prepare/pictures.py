@@ -1,4 +1,4 @@
-"""Images and masks of the 2D data sets."""
+"""Reads images and masks of the 2D data sets; what cannot be read is a `PrepareError`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import numpy as np
 from prepare.output import PrepareError
 from transforms import MaskReader, PictureReader
 
-__all__ = ["read_mask", "read_rgb"]
-
 
 def _read(reader: PictureReader, path: Path) -> np.ndarray:
     try:
@@ -20,10 +18,34 @@ def _read(reader: PictureReader, path: Path) -> np.ndarray:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8; raises PrepareError naming the file when it cannot be read."""
+    """An image as (H, W, 3) uint8.
+
+    Raises:
+        PrepareError: when the file cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (4, 3)).save(f"{folder}/a.png")
+        ...     read_rgb(Path(folder) / "a.png").shape
+        (3, 4, 3)
+    """
     return _read(PictureReader("RGB"), path)
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """(H, W) bool, as `MaskReader` tells marked pixels; raises PrepareError as `read_rgb` does."""
+    """A mask as (H, W) bool: the pixels that `MaskReader` takes as marked.
+
+    Raises:
+        PrepareError: when the file cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (2, 1), 255).save(f"{folder}/a.png")
+        ...     read_mask(Path(folder) / "a.png").tolist()
+        [[True, True]]
+    """
     return _read(MaskReader(), path).astype(bool)

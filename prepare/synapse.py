@@ -2,9 +2,9 @@
 
 Orientation: every volume comes out as (D, H, W) with axis codes "SPL": slices run towards Superior, rows towards
 Posterior, columns towards the patient's Left. A slice shown row by row is the usual radiological view: anterior on top,
-the patient's right on the left. The input's affine decides, so the result is the same whatever its axis codes.
+the patient's right on the left. The input's affine decides, so its axis codes make no difference.
 
-Values: Hounsfield units clipped to [−125, 275] and mapped to [0, 1]; nothing is resampled.
+Values: Hounsfield units are clipped to [−125, 275] and mapped to [0, 1]; nothing is resampled.
 
     train_npz/case0005_slice000.npz    image (H, W) float32, label (H, W) uint8
     test_vol_h5/case0001.npy.h5        image (D, H, W) float32, label (D, H, W) uint8, attributes: see `write_volume`
@@ -24,15 +24,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from prepare.output import PrepareError, Report, sha256, staged, write_facts
-from transforms import WINDOW_HU, WindowHU
+from prepare.output import PrepareError, Report, staged, write_facts
+from transforms import BTCV_IDS, ORIENTATION, SYNAPSE_CLASSES, WINDOW_HU, WindowHU, sha256
 
-__all__ = ["BTCV_IDS", "ORGANS", "TEST_CASES", "TRAIN_CASES", "Volume", "load_volume", "prepare_synapse"]
-
-ORIENTATION = "SPL"
-ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
-# Ids in the raw label files, in the order of ORGANS; ids up to 13 that are not here become background.
-BTCV_IDS = (8, 4, 3, 2, 6, 11, 1, 7)
+# Ids in the raw label files go up to this; those that are not in BTCV_IDS become background.
 BTCV_LARGEST_ID = 13
 
 TRAIN_CASES = (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40)
@@ -54,9 +49,10 @@ class Volume:
         return nib.affines.voxel_sizes(self.affine)
 
     @property
-    def organs(self) -> list[str]:
-        present = set(np.unique(self.label).tolist())
-        return [organ for number, organ in enumerate(ORGANS, start=1) if number in present]
+    def present(self) -> list[str]:
+        """Names of the classes that the label holds."""
+        found = set(np.unique(self.label).tolist())
+        return [name for number, name in enumerate(SYNAPSE_CLASSES, start=1) if number in found]
 
 
 def _open(path: Path) -> nib.Nifti1Image:
@@ -81,7 +77,7 @@ def _read(image: nib.Nifti1Image, path: Path) -> np.ndarray:
 
 
 def _check_pair(image_path: Path, label_path: Path) -> None:
-    """What the headers alone can tell."""
+    """Checks what the headers alone can tell."""
     image, label = _open(image_path), _open(label_path)
     if image.shape != label.shape:
         raise PrepareError(f"{label_path}: shape {label.shape}, but {image_path.name} has {image.shape}")
@@ -93,7 +89,7 @@ def load_volume(image_path: Path, label_path: Path) -> Volume:
     """One raw pair in the prepared orientation, window and classes.
 
     Raises:
-        PrepareError: naming the file that cannot be read, does not match its partner, or holds values out of range.
+        PrepareError: when a file cannot be read, does not match its partner, or holds values out of range.
     """
     _check_pair(image_path, label_path)
     opened = _open(image_path)
@@ -109,7 +105,7 @@ def load_volume(image_path: Path, label_path: Path) -> Volume:
     if not np.isin(ids, np.arange(BTCV_LARGEST_ID + 1)).all():
         raise PrepareError(f"{label_path}: label ids {ids[:20].tolist()}, expected integers 0 … {BTCV_LARGEST_ID}")
     classes = np.zeros(BTCV_LARGEST_ID + 1, np.uint8)
-    classes[list(BTCV_IDS)] = np.arange(1, len(ORGANS) + 1)
+    classes[list(BTCV_IDS)] = np.arange(1, len(SYNAPSE_CLASSES) + 1)
     change = ornt_transform(io_orientation(opened.affine), axcodes2ornt(ORIENTATION))
     return Volume(
         image=np.ascontiguousarray(WindowHU()(hounsfield)),
@@ -119,10 +115,12 @@ def load_volume(image_path: Path, label_path: Path) -> Volume:
 
 
 def write_volume(path: Path, volume: Volume, source: str) -> None:
-    """HDF5 with `image` and `label`; attributes spacing_mm (3,) in the order (D, H, W), affine (4, 4) from array index
-    to RAS mm, window_hu (2,), organs (names of the classes 1 …) and source (name of the raw file).
+    """Writes HDF5 with the data sets `image` and `label`.
+
+    Attributes: spacing_mm (3,) in the order (D, H, W); affine (4, 4) from array index to RAS mm; window_hu (2,);
+    organs, the names of the classes 1 …; source, the name of the raw file.
     """
-    # One slice per chunk; windowed CT has few distinct values and packs well, at the price of some time.
+    # One slice per chunk. Windowed CT has few distinct values and packs well.
     packing = {"chunks": (1, *volume.image.shape[1:]), "compression": "gzip", "compression_opts": 1, "shuffle": True}
     with h5py.File(path, "w") as file:
         file.create_dataset("image", data=volume.image, **packing)
@@ -130,7 +128,7 @@ def write_volume(path: Path, volume: Volume, source: str) -> None:
         file.attrs["spacing_mm"] = volume.spacing_mm
         file.attrs["affine"] = volume.affine
         file.attrs["window_hu"] = WINDOW_HU
-        file.attrs["organs"] = list(ORGANS)
+        file.attrs["organs"] = list(SYNAPSE_CLASSES)
         file.attrs["source"] = source
 
 
@@ -150,7 +148,7 @@ def find_pairs(raw: Path, cases: Sequence[int], allow_missing: bool = False) -> 
     """Image and label file of each case, from `raw`/img/img0001.nii.gz and `raw`/label/label0001.nii.gz.
 
     Raises:
-        PrepareError: when the folders are not there, a case is missing (unless `allow_missing`) or half there.
+        PrepareError: when the folders are missing, or a case is missing (unless `allow_missing`) or half there.
     """
     roots = [folder for folder in (raw, raw / "Training", raw / "RawData" / "Training") if (folder / "img").is_dir()]
     if not roots:
@@ -185,15 +183,24 @@ def prepare_synapse(
     overwrite: bool = False,
     report: Report | None = None,
 ) -> None:
-    """Prepare raw BTCV pairs in `raw` as training slices and test volumes in `out`; the layout is the module's.
+    """Prepares raw BTCV pairs as training slices and test volumes, in the layout that this module's head describes.
 
     Args:
-        train_cases, test_cases: case numbers; the published split where None.
+        raw: the folder with img/ and label/.
+        out: the folder to make.
+        train_cases: case numbers of the training part; None for the published ones.
+        test_cases: case numbers of the test part; None for the published ones.
         allow_missing: go on with the cases that are there.
         overwrite: replace an `out` that was prepared before.
+        report: prints what was done.
 
     Raises:
-        PrepareError: for anything wrong with the input or the output folder; nothing is written then.
+        PrepareError: when input or output folder are not as they must be; then nothing is written.
+
+    Example:
+        >>> prepare_synapse(Path("nowhere"), Path("out"))
+        Traceback (most recent call last):
+        prepare.output.PrepareError: nowhere: no folder img/ in it; --raw wants the BTCV folder with img/ and label/
     """
     report = report or Report()
     parts = {
@@ -229,11 +236,11 @@ def prepare_synapse(
                 "parts": where,
                 "shape": list(volume.image.shape),
                 "spacing_mm": [round(float(step), 4) for step in volume.spacing_mm],
-                "organs": volume.organs,
+                "organs": volume.present,
                 "sha256": {path.name: sha256(path) for path in (image_path, label_path)},
             }
             depth, height, width = volume.image.shape
-            absent = [organ for organ in ORGANS if organ not in volume.organs]
+            absent = [name for name in SYNAPSE_CLASSES if name not in volume.present]
             spacing = " × ".join(f"{step:.2f}" for step in volume.spacing_mm)
             rows.append(
                 (name, "+".join(where), str(depth), f"{height}×{width}", spacing, ", ".join(absent) or "all present")
@@ -248,8 +255,8 @@ def prepare_synapse(
                 "dataset": "synapse",
                 "orientation": f"{ORIENTATION}: slices to superior, rows to posterior, columns to the patient's left",
                 "window_hu": list(WINDOW_HU),
-                "classes": {"0": "background"} | {str(n): organ for n, organ in enumerate(ORGANS, start=1)},
-                "raw_ids": dict(zip(ORGANS, BTCV_IDS, strict=True)),
+                "classes": {"0": "background"} | {str(n): name for n, name in enumerate(SYNAPSE_CLASSES, start=1)},
+                "raw_ids": dict(zip(SYNAPSE_CLASSES, BTCV_IDS, strict=True)),
                 "train": [f"case{case:04d}" for case in parts["train"] if case in pairs],
                 "test": test,
                 "in_both": [f"case{case:04d}" for case in both if case in pairs],

@@ -1,4 +1,8 @@
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,23 +15,23 @@ from prepare.busi import prepare_busi, stratified_split
 from prepare.output import PrepareError
 
 
-def picture(seed, shape=(6, 8)):
+def picture(seed: int, shape: tuple[int, int] = (6, 8)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
-def marked(rows, shape=(6, 8)):
+def marked(rows: slice, shape: tuple[int, int] = (6, 8)) -> np.ndarray:
     mask = np.zeros(shape, np.uint8)
     mask[rows] = 255
     return mask
 
 
-def save(array, path):
+def save(array: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path)
 
 
 @pytest.fixture
-def raw(tmp_path):
+def raw(tmp_path: Path) -> Path:
     """Ten benign, ten malignant, two normal; benign (2) has two masks, (3) is RGBA, (4) grey, (5) has a soft mask."""
     folder = tmp_path / "Dataset_BUSI_with_GT"
     for kind, count, start in (("benign", 10, 0), ("malignant", 10, 100), ("normal", 2, 200)):
@@ -45,15 +49,15 @@ def raw(tmp_path):
     return folder
 
 
-def read(path):
+def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def names(path):
+def names(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_images_and_merged_masks(raw, tmp_path):
+def test_images_and_merged_masks(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare_busi(raw, out)
     assert len(list((out / "images").iterdir())) == len(list((out / "masks" / "0").iterdir())) == 20
@@ -69,7 +73,7 @@ def test_images_and_merged_masks(raw, tmp_path):
     assert facts["several_masks"] == ["benign (2)"]
 
 
-def test_splits_are_stratified_seeded_and_complete(raw, tmp_path):
+def test_splits_are_stratified_seeded_and_complete(raw: Path, tmp_path: Path) -> None:
     prepare_busi(raw, tmp_path / "a", seed=7)
     prepare_busi(raw.parent, tmp_path / "b", seed=7)
     splits = []
@@ -84,7 +88,7 @@ def test_splits_are_stratified_seeded_and_complete(raw, tmp_path):
     assert len(set(splits)) == 3
 
 
-def test_published_counts():
+def test_published_counts() -> None:
     kind_of = {f"b{n}": "benign" for n in range(437)} | {f"m{n}": "malignant" for n in range(210)}
     train, val = stratified_split([[name] for name in kind_of], kind_of, 41)
     assert (len(train), len(val)) == (452, 195)
@@ -92,7 +96,7 @@ def test_published_counts():
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=30), st.integers(0, 99))
-def test_groups_are_never_divided(lengths, seed):
+def test_groups_are_never_divided(lengths: list[int], seed: int) -> None:
     groups = [[f"{index}/{member}" for member in range(length)] for index, length in enumerate(lengths)]
     kind_of = {name: "ab"[index % 2] for index, group in enumerate(groups) for name in group}
     train, val = stratified_split(groups, kind_of, seed)
@@ -102,7 +106,7 @@ def test_groups_are_never_divided(lengths, seed):
     assert len(train) <= 0.7 * len(kind_of)
 
 
-def test_given_split_files_are_used_as_they_are(raw, tmp_path):
+def test_given_split_files_are_used_as_they_are(raw: Path, tmp_path: Path) -> None:
     given_files = tmp_path / "given"
     given_files.mkdir()
     (given_files / "busi_train1.txt").write_text("benign (2)\nmalignant (1)\n")
@@ -121,7 +125,7 @@ def test_given_split_files_are_used_as_they_are(raw, tmp_path):
         prepare_busi(raw, tmp_path / "other", split_files=raw)
 
 
-def test_duplicates_that_straddle_a_split(raw, tmp_path, capsys):
+def test_duplicates_that_straddle_a_split(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(1, 6):
         save(picture(100), raw / "malignant" / f"malignant ({number}).png")
     same = {f"malignant ({number})" for number in range(1, 6)}
@@ -144,14 +148,14 @@ def test_duplicates_that_straddle_a_split(raw, tmp_path, capsys):
     assert "both sides" not in capsys.readouterr().out
 
 
-def test_normal_images_get_empty_masks(raw, tmp_path):
+def test_normal_images_get_empty_masks(raw: Path, tmp_path: Path) -> None:
     prepare_busi(raw, tmp_path / "out", include_normal=True)
     assert len(list((tmp_path / "out" / "images").iterdir())) == 22
     assert not read(tmp_path / "out" / "masks" / "0" / "normal (1).png").any()
 
 
-def test_bad_input_is_named(raw, tmp_path):
-    def expect(what, **options):
+def test_bad_input_is_named(raw: Path, tmp_path: Path) -> None:
+    def expect(what: str, **options: Any) -> None:
         with pytest.raises(PrepareError, match=what):
             prepare_busi(raw, tmp_path / "out", **options)
         assert not (tmp_path / "out").exists()
@@ -173,7 +177,7 @@ def test_bad_input_is_named(raw, tmp_path):
         prepare_busi(tmp_path / "nowhere", tmp_path / "out")
 
 
-def test_command_line(raw, tmp_path, capsys):
+def test_command_line(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["busi", "--raw", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["busi", "--raw", str(raw), "--out", str(tmp_path / "out"), "--splits", "1"]) == 0

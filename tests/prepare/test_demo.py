@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -8,24 +12,23 @@ from prepare.__main__ import main
 from prepare.demo import MARK, prepare_demo
 from prepare.output import PrepareError
 from prepare.phantoms import ct_phantom
-from prepare.synapse import BTCV_IDS
-from transforms import VolumeReader, WindowHUd
+from transforms import BTCV_IDS, ORIENTATION, VolumeReader, WindowHUd
 
 SMALL = {"cases": 3, "slices": 10, "size": 64, "images": 12}
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "data"
     prepare_demo(out, **SMALL)
     return out
 
 
-def files(folder):
+def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_equal_seeds_give_equal_files(demo, tmp_path):
+def test_equal_seeds_give_equal_files(demo: Path, tmp_path: Path) -> None:
     prepare_demo(tmp_path / "again", **SMALL)
     assert files(tmp_path / "again") == files(demo)
     prepare_demo(tmp_path / "other", **SMALL, seed=1)
@@ -33,7 +36,7 @@ def test_equal_seeds_give_equal_files(demo, tmp_path):
     assert all(other[name] != data for name, data in files(demo).items() if name.endswith((".h5", ".npz", ".jpg")))
 
 
-def test_every_line_says_that_these_are_no_patients(tmp_path, capfd):
+def test_every_line_says_that_these_are_no_patients(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = ["--cases", "2", "--slices", "8", "--size", "32", "--images", "8"]
     assert main(["demo", "--out", str(tmp_path / "out"), *options]) == 0
     out, err = capfd.readouterr()
@@ -44,7 +47,7 @@ def test_every_line_says_that_these_are_no_patients(tmp_path, capfd):
         assert MARK in facts.read_text()
 
 
-def test_every_organ_is_in_every_phantom():
+def test_every_organ_is_in_every_phantom() -> None:
     sizes = []
     for seed in range(6):
         hounsfield, label = ct_phantom(np.random.default_rng(seed), (16, 64, 64), (10.0, 5.6, 5.6))
@@ -58,13 +61,13 @@ def test_every_organ_is_in_every_phantom():
     assert (np.abs(left - right) < 0.6 * left).all()
 
 
-def test_the_liver_is_on_the_patients_right(demo):
+def test_the_liver_is_on_the_patients_right(demo: Path) -> None:
     path = next((demo / "synapse" / "test_vol_h5").iterdir())
     with h5py.File(path) as file:
         label, affine = file["label"][:], file.attrs["affine"]
         assert file.attrs["spacing_mm"][0] > file.attrs["spacing_mm"][1]
 
-    def world(number):
+    def world(number: int) -> np.ndarray:
         return affine[:3, :3] @ np.argwhere(label == number).mean(axis=0) + affine[:3, 3]
 
     aorta, liver, spleen = world(1), world(5), world(7)
@@ -73,12 +76,12 @@ def test_the_liver_is_on_the_patients_right(demo):
     assert world(8)[2] > world(3)[2]  # the stomach lies above the left kidney
 
 
-def test_raw_nifti_and_prepared_volume_are_the_same_input(demo):
+def test_raw_nifti_and_prepared_volume_are_the_same_input(demo: Path) -> None:
     chain = Compose(
         [
             LoadImaged("image", reader=VolumeReader()),
             EnsureChannelFirstd("image"),
-            Orientationd("image", axcodes="SPL", labels=None),
+            Orientationd("image", axcodes=ORIENTATION, labels=None),
             WindowHUd("image"),
         ]
     )
@@ -90,7 +93,7 @@ def test_raw_nifti_and_prepared_volume_are_the_same_input(demo):
     np.testing.assert_allclose(nifti.affine, h5.affine, atol=1e-4)
 
 
-def test_pictures_have_odd_sizes_and_one_marked_lesion(demo):
+def test_pictures_have_odd_sizes_and_one_marked_lesion(demo: Path) -> None:
     busi, isic = demo / "busi", demo / "isic17" / "train"
     pairs = [(path, busi / "masks" / "0" / path.name) for path in (busi / "images").iterdir()]
     pairs += [(path, isic / "masks" / f"{path.stem}.png") for path in (isic / "images").iterdir()]
@@ -106,7 +109,7 @@ def test_pictures_have_odd_sizes_and_one_marked_lesion(demo):
     assert len(sizes) > 4
 
 
-def test_numbers_out_of_range(tmp_path, capsys):
+def test_numbers_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options in ({"cases": 1}, {"cases": 19}, {"slices": 3}, {"size": 8}, {"images": 3}, {"cases": 0, "images": 0}):
         with pytest.raises(PrepareError, match="expected"):
             prepare_demo(tmp_path / "out", **(SMALL | options))

@@ -1,5 +1,9 @@
+from __future__ import annotations
+
 import json
 from itertools import permutations, product
+from pathlib import Path
+from typing import Any
 
 import h5py
 import nibabel as nib
@@ -9,7 +13,8 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from prepare.__main__ import main
 from prepare.output import PrepareError
-from prepare.synapse import ORGANS, TEST_CASES, TRAIN_CASES, load_volume, prepare_synapse
+from prepare.synapse import TEST_CASES, TRAIN_CASES, load_volume, prepare_synapse
+from transforms import ORIENTATION, SYNAPSE_CLASSES
 
 SHAPE = (7, 12, 9)  # D, H, W
 AFFINE = np.array([[0, 0, -0.8, 40], [0, -0.7, 0, 30], [5.0, 0, 0, -60], [0, 0, 0, 1]])
@@ -31,8 +36,10 @@ def raw_case(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return hounsfield, rng.integers(0, 14, SHAPE).astype(np.uint8)
 
 
-def write_pair(raw, case, hounsfield, label, codes="LAS", label_affine_shift=0.0):
-    change = ornt_transform(axcodes2ornt("SPL"), axcodes2ornt(codes))
+def write_pair(
+    raw: Path, case: int, hounsfield: np.ndarray, label: np.ndarray, codes: str = "LAS", label_affine_shift: float = 0.0
+) -> None:
+    change = ornt_transform(axcodes2ornt(ORIENTATION), axcodes2ornt(codes))
     affine = AFFINE @ inv_ornt_aff(change, SHAPE)
     for kind, array, shift in (("img", hounsfield, 0.0), ("label", label, label_affine_shift)):
         (raw / kind).mkdir(parents=True, exist_ok=True)
@@ -43,17 +50,17 @@ def write_pair(raw, case, hounsfield, label, codes="LAS", label_affine_shift=0.0
 
 
 @pytest.fixture
-def raw(tmp_path):
+def raw(tmp_path: Path) -> Path:
     for case in (1, 2, 5):
         write_pair(tmp_path / "raw", case, *raw_case(case))
     return tmp_path / "raw"
 
 
-def files(folder):
+def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_layout_values_and_classes(raw, tmp_path):
+def test_layout_values_and_classes(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare_synapse(raw, out, [5, 1], [2])
     lists = {path.name: path.read_text().split() for path in (out / "lists" / "lists_Synapse").iterdir()}
@@ -70,7 +77,7 @@ def test_layout_values_and_classes(raw, tmp_path):
         image, label = file["image"], file["label"]
     assert (image.dtype, label.dtype) == (np.float32, np.uint8)
     np.testing.assert_allclose(image, (np.clip(hounsfield[3], -125.0, 275) + 125) / 400, atol=1e-6)
-    for number, organ in enumerate(ORGANS, start=1):
+    for number, organ in enumerate(SYNAPSE_CLASSES, start=1):
         np.testing.assert_array_equal(label == number, ids[3] == PUBLISHED_IDS[organ])
     np.testing.assert_array_equal(label == 0, ~np.isin(ids[3], list(PUBLISHED_IDS.values())))
 
@@ -80,7 +87,7 @@ def test_layout_values_and_classes(raw, tmp_path):
         np.testing.assert_allclose(file.attrs["spacing_mm"], (5, 0.7, 0.8), rtol=1e-6)
         np.testing.assert_allclose(file.attrs["affine"], AFFINE, atol=1e-5)
         np.testing.assert_array_equal(file.attrs["window_hu"], (-125, 275))
-        assert tuple(file.attrs["organs"]) == ORGANS
+        assert tuple(file.attrs["organs"]) == SYNAPSE_CLASSES
         assert file.attrs["source"] == "img0002.nii.gz"
 
     facts = json.loads((out / "dataset.json").read_text())
@@ -90,23 +97,23 @@ def test_layout_values_and_classes(raw, tmp_path):
 
 
 @pytest.mark.parametrize("codes", ["".join(c) for p in permutations(["RL", "AP", "SI"]) for c in product(*p)][::3])
-def test_result_does_not_depend_on_the_inputs_axis_codes(tmp_path, codes):
+def test_result_does_not_depend_on_the_inputs_axis_codes(tmp_path: Path, codes: str) -> None:
     hounsfield, ids = raw_case()
     write_pair(tmp_path, 1, hounsfield, ids, codes)
     volume = load_volume(tmp_path / "img" / "img0001.nii.gz", tmp_path / "label" / "label0001.nii.gz")
     np.testing.assert_allclose(volume.image, (np.clip(hounsfield, -125.0, 275) + 125) / 400, atol=1e-6)
-    np.testing.assert_array_equal(volume.label == ORGANS.index("liver") + 1, ids == PUBLISHED_IDS["liver"])
+    np.testing.assert_array_equal(volume.label == SYNAPSE_CLASSES.index("liver") + 1, ids == PUBLISHED_IDS["liver"])
     np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
     assert nib.aff2axcodes(volume.affine) == ("S", "P", "L")
     np.testing.assert_allclose(volume.spacing_mm, (5, 0.7, 0.8), rtol=1e-6)
 
 
-def test_published_split():
+def test_published_split() -> None:
     assert (len(TRAIN_CASES), len(TEST_CASES)) == (18, 12)
     assert not set(TRAIN_CASES) & set(TEST_CASES)
 
 
-def test_missing_cases_are_named(raw, tmp_path):
+def test_missing_cases_are_named(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(PrepareError, match=r"cases 3 4 6 7 .* 40 are missing.*--allow-missing"):
         prepare_synapse(raw, tmp_path / "out")
     with pytest.raises(PrepareError, match="cases 9 are missing"):
@@ -117,7 +124,7 @@ def test_missing_cases_are_named(raw, tmp_path):
     assert (facts["train"], facts["test"]) == (["case0005"], ["case0001", "case0002"])
 
 
-def test_a_case_in_both_parts_must_be_asked_for(raw, tmp_path, capsys):
+def test_a_case_in_both_parts_must_be_asked_for(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(PrepareError, match="cases 1 would be in training and test"):
         prepare_synapse(raw, tmp_path / "out", train_cases=[1])
     prepare_synapse(raw, tmp_path / "out", [1], [1])
@@ -125,10 +132,10 @@ def test_a_case_in_both_parts_must_be_asked_for(raw, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["in_both"] == ["case0001"]
 
 
-def test_bad_pairs_are_named(raw, tmp_path):
+def test_bad_pairs_are_named(raw: Path, tmp_path: Path) -> None:
     hounsfield, ids = raw_case()
 
-    def expect(what, **change):
+    def expect(what: str, **change: Any) -> None:
         write_pair(raw, 1, **{"hounsfield": hounsfield, "label": ids} | change)
         with pytest.raises(PrepareError, match=what):
             prepare_synapse(raw, tmp_path / "out", [5], [1])
@@ -160,7 +167,7 @@ def test_bad_pairs_are_named(raw, tmp_path):
         prepare_synapse(tmp_path, tmp_path / "out", [5], [1])
 
 
-def test_an_earlier_result_is_replaced_only_when_asked(raw, tmp_path):
+def test_an_earlier_result_is_replaced_only_when_asked(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare_synapse(raw, out, [5], [1])
     before = files(out)
@@ -174,7 +181,7 @@ def test_an_earlier_result_is_replaced_only_when_asked(raw, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_folders_of_others_are_never_replaced(raw, tmp_path):
+def test_folders_of_others_are_never_replaced(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
     with pytest.raises(PrepareError, match="not prepared here"):
@@ -182,7 +189,7 @@ def test_folders_of_others_are_never_replaced(raw, tmp_path):
     assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "years of work"
 
 
-def test_a_failed_run_leaves_the_earlier_result(raw, tmp_path):
+def test_a_failed_run_leaves_the_earlier_result(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare_synapse(raw, out, [5], [1])
     before = files(out)
@@ -194,7 +201,7 @@ def test_a_failed_run_leaves_the_earlier_result(raw, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_command_line(raw, tmp_path, capsys):
+def test_command_line(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["synapse", "--raw", str(raw), "--out", str(tmp_path / "out")]
     assert main(arguments) == 1
     error = capsys.readouterr().err
