@@ -3,12 +3,13 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.files import (
+from transforms import (
     PICTURE_SUFFIXES,
     VOLUME_SUFFIXES,
     by_name,
@@ -36,23 +37,11 @@ def test_a_stem_and_its_suffix_make_the_name(name: str, suffix: str) -> None:
         assert has_suffix(name + written, [suffix])
         npy = suffix in VOLUME_SUFFIXES and name.lower().endswith(".npy") and len(name) > 4
         assert stem(Path("folder.png") / (name + written)) == (name[:-4] if npy else name)
-    assert stem(name + "/.png") == ".png"
 
 
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        ("/x/case0001.npy.h5", "case0001"),
-        ("img0001.nii.gz", "img0001"),
-        ("benign (4).png", "benign (4)"),
-        ("a.b.JPG", "a.b"),
-        ("case0005_slice000.npz", "case0005_slice000"),
-        ("plain", "plain"),
-        ("notes.txt", "notes.txt"),
-    ],
-)
-def test_stems(file: str, name: str) -> None:
-    assert stem(file) == name
+def test_a_name_without_a_known_suffix_is_its_own_stem() -> None:
+    for name in ("plain", "notes.txt", ".png", "a.h5.txt"):
+        assert stem(f"folder.nii/{name}") == name
 
 
 @given(NAMES, st.lists(DECORATIONS, max_size=3), SUFFIXES, SUFFIXES)
@@ -63,11 +52,7 @@ def test_decoration_and_suffix_do_not_tell_cases_apart(name: str, decorations: l
 @pytest.mark.parametrize(
     ("file", "name"),
     [
-        ("label0001.nii.gz", "0001"),
-        ("img0001_trans.nii.gz", "0001"),
         ("case0001.npy_pred.nii.gz", "case0001"),
-        ("ISIC_0000000_segmentation.png", "ISIC_0000000"),
-        ("benign (4)_mask_1.png", "benign (4)"),
         ("j_1_mask.png", "j_1"),
         ("imgage.png", "imgage"),
         ("_mask.png", "_mask"),
@@ -90,8 +75,8 @@ def test_files_are_listed_sorted_without_hidden_ones(tmp_path: Path) -> None:
         list_files(tmp_path / "nowhere", [".png"])
 
 
-@given(st.lists(st.integers(0, 10**6), unique=True), DECORATIONS, st.randoms())
-def test_each_case_finds_its_label(numbers: list[int], decoration: str, random: object) -> None:
+@given(st.lists(st.integers(0, 10**6), unique=True), DECORATIONS)
+def test_each_case_finds_its_label(numbers: list[int], decoration: str) -> None:
     first = paths(*(f"p/img{number}_pred.nii.gz" for number in numbers))
     second = paths(*(f"l/label{number}{decoration}.nii" for number in sorted(numbers)))
     pairs = pair_by_name(first, second)
@@ -103,6 +88,7 @@ def test_each_case_finds_its_label(numbers: list[int], decoration: str, random: 
 def test_equal_stems_belong_together_whatever_else_they_look_like() -> None:
     images, masks = paths("i/1.png", "i/img1.png"), paths("m/img1.bmp", "m/1.bmp")
     assert pair_by_name(images, masks) == list(zip(images, masks[::-1], strict=True))
+    assert by_name(images, stem) == {"1": images[0], "img1": images[1]}
 
 
 @pytest.mark.parametrize(
@@ -117,13 +103,6 @@ def test_equal_stems_belong_together_whatever_else_they_look_like() -> None:
 def test_files_without_one_partner_are_named(first: list[str], second: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pair_by_name(paths(*first), paths(*second), ("image", "mask"))
-
-
-def test_names_may_be_made_in_another_way() -> None:
-    files = paths("a.nii", "a_pred.nii.gz")
-    assert by_name(files, stem) == {"a": files[0], "a_pred": files[1]}
-    with pytest.raises(ValueError, match=r"a\.nii and a_pred\.nii\.gz have the same name"):
-        by_name(files)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -159,17 +138,13 @@ def test_content_and_folder_are_flushed_around_the_move(tmp_path: Path, monkeypa
 
 
 def test_a_file_system_that_cannot_flush_folders_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError("no folders here")
-
     with replacing(tmp_path / "a") as temporary:
         temporary.touch()
-        monkeypatch.setattr(os, "open", refuse)
+        monkeypatch.setattr(os, "open", Mock(side_effect=OSError))
     assert (tmp_path / "a").exists()
 
 
-@given(st.binary(max_size=1000))
-def test_sha256(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "content"
-    path.write_bytes(content)
-    assert sha256(path) == hashlib.sha256(content).hexdigest()
+def test_sha256(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(content)
+    assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()

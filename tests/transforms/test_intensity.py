@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from transforms import WindowHU, WindowHUd
+from transforms import WindowHU
 
 
 def test_window_maps_and_clips() -> None:
@@ -33,11 +33,3 @@ def test_another_window_is_an_error() -> None:
 def test_falling_window_is_an_error() -> None:
     with pytest.raises(ValueError, match="window_hu"):
         WindowHU((275, -125))
-
-
-def test_dictionary() -> None:
-    data = {"image": torch.tensor([[75.0]]), "label": torch.tensor([[3]])}
-    out = WindowHUd("image")(data)
-    assert out["image"] == 0.5
-    assert out["label"] == 3
-    assert data["image"] == 75
