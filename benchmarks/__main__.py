@@ -1,74 +1,113 @@
-"""`python -m benchmarks [PART …]`: measures, writes results/*.json, renews README.md's table."""
+"""`python -m benchmarks [PART …]`: measures, writes results/*.json and renews the tables of README.md."""
+
+from __future__ import annotations
 
 import argparse
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.harness import RESULTS, write
+from benchmarks.harness import RESULTS, Row, write
 from networks.training import keep_freed_memory
 
-PARTS = ("vmunet", "cmunext", "volume", "loader")
+CPU_PARTS = ("vmunet", "cmunext", "volume", "loader")
+PARTS = CPU_PARTS
 README = Path(__file__).parent / "README.md"
 START, END = "<!-- table -->", "<!-- end of table -->"
+# what a row may say beside its times, memory and ratio
+FACTS = {
+    "iou": "IoU {:.5f}",
+    "difference": "largest difference {:.1g}",
+}
 
 
 def table() -> str:
+    """Markdown for all results that exist, a table for each part."""
     lines = []
     for part in PARTS:
         path = RESULTS / f"{part}.json"
-        if not path.is_file():
-            continue
-        result = json.loads(path.read_text())
-        where = result["machine"]
-        lines += [
-            "",
-            f"`make bench` ({part}): {where['cpu']}, {where['capability']}, {where['threads']} threads,"
-            f" torch {where['torch']}, {where['date']}, commit {where['commit']}",
-            "",
-            "| what | ours | other | ratio | goal |",
-            "|---|---|---|---|---|",
-        ]
-        for row in result["rows"]:
-            at_most = " over " in row["what"] or "share" in row["what"]
-            values = [f"{row[k]:.4g} {u}" for k, u in (("ms", "ms"), ("mib", "MiB")) if k in row]
-            others = [f"{row[k]:.4g} {u}" for k, u in (("against_ms", "ms"), ("against_mib", "MiB")) if k in row]
-            extra = f", IoU {row['iou']:.5f}" if "iou" in row else ""
-            extra += f", largest difference {row['difference']:.1g}" if "difference" in row else ""
-            goal = ""
-            if "goal" in row:
-                met = row["ratio"] <= row["goal"] if at_most else row["ratio"] >= row["goal"]
-                goal = f"{'≤' if at_most else '≥'} {row['goal']:g}{'' if met else ', not met'}"
-            lines.append(
-                f"| {row['what']}{extra} | {''.join(values)} | {''.join(others)} | {row['ratio']:.3g} | {goal} |"
-            )
+        if path.is_file():
+            lines += render(part, json.loads(path.read_text()))
     return "\n".join(lines)
 
 
+def render(part: str, result: dict[str, Any]) -> list[str]:
+    """The lines of one part's table: the machine, then one line for each row."""
+    where = result["machine"]
+    return [
+        "",
+        f"`python -m benchmarks {part}`: {where['cpu']}, {where['capability']}, {where['threads']} threads,"
+        f" torch {where['torch']}, {where['date']}, commit {where['commit']}",
+        "",
+        "| what | ours | other | ratio | goal |",
+        "|---|---|---|---|---|",
+        *(_line(row) for row in result["rows"]),
+    ]
+
+
+def _line(row: Row) -> str:
+    label = ", ".join([row["what"], *(text.format(row[key]) for key, text in FACTS.items() if key in row)])
+    ratio = "" if row["ratio"] is None else f"{row['ratio']:.3g}"
+    return f"| {label} | {_values(row, '')} | {_values(row, 'against_')} | {ratio} | {_goal(row)} |"
+
+
+def _values(row: Row, side: str) -> str:
+    values = [(row[f"{side}{key}"], unit) for key, unit in (("ms", "ms"), ("mib", "MiB")) if f"{side}{key}" in row]
+    # four digits, but never 1.421e+04
+    texts = [f"{value:{'.4g' if value < 1e4 else '.0f'}} {unit}" for value, unit in values if value is not None]
+    return ", ".join(texts) or "out of memory"
+
+
+def _goal(row: Row) -> str:
+    if "goal" not in row:
+        return ""
+    sign = "≤" if row["better"] == "lower" else "≥"
+    if row["ratio"] is None:
+        verdict = ", not measured"
+    else:
+        met = row["ratio"] <= row["goal"] if row["better"] == "lower" else row["ratio"] >= row["goal"]
+        verdict = "" if met else ", not met"
+    return f"{sign} {row['goal']:g}{verdict}"
+
+
 def renew() -> None:
-    """Puts the table of what lies in results/ into the README."""
+    """Puts the tables of all results into the README."""
     text = README.read_text()
     before, rest = text.split(START)
     README.write_text(f"{before}{START}{table()}\n{END}{rest.split(END)[1]}")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures the parts that `arguments` name.
+
+    Raises:
+        SystemExit: when a part is unknown.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all)")
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help=f"{', '.join(PARTS)}; by default all",
+    )
     parser.add_argument("--threads", type=int, default=2, help="(%(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+    parts = options.parts or PARTS
     torch.set_num_threads(options.threads)
     keep_freed_memory()  # as `prepare_network` does, so that all alternatives have it
-    for part in options.parts or PARTS:
+    for part in parts:
         print(f"{part}, some minutes: ratio (goal) what", flush=True)
         rows = []
         for row in importlib.import_module(f"benchmarks.{part}").rows():
             rows.append(row)
-            print(f"{row['ratio']:8.3g} ({row.get('goal', '-')}) {row['what']}", flush=True)
+            ratio = "-" if row["ratio"] is None else f"{row['ratio']:.3g}"
+            print(f"{ratio:>8} ({row.get('goal', '-')}) {row['what']}", flush=True)
         write(part, rows)
     renew()
 

@@ -1,4 +1,6 @@
-"""CMUNeXt base on a CPU, batch 1, 256²: the switches of the bundles against the plain eager float32 network."""
+"""CMUNeXt base on a CPU, 256²: bfloat16, channels-last, folded norms and compiling against eager float32."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.harness import draw, forward, interleaved, learned, mask_iou, step, untouched
+from benchmarks.harness import Row, draw, forward, interleaved, learned, mask_iou, row, step, untouched
 from networks import cmunext
 from networks.training import prepare_network
 
@@ -31,43 +33,32 @@ def plain_training_step() -> Callable[[], Any]:
     return training_step(build())
 
 
-def inference() -> list[dict[str, Any]]:
+def inference() -> list[Row]:
     network, images = learned(build()), draw(16, SIZE, seed=SIZE)[0]
-    single = prepare_network(network, CPU, compiled="auto", frozen=True)
-    half = prepare_network(network, CPU, "bfloat16", compiled="auto", frozen=True)
+    float32 = prepare_network(network, CPU, compiled="auto", frozen=True)
+    bfloat16 = prepare_network(network, CPU, "bfloat16", compiled="auto", frozen=True)
     with torch.inference_mode():
-        difference = float((single(images[:1]) - network(images[:1])).abs().max())
-    iou = mask_iou([network, half], images)
+        difference = float((float32(images[:1]) - network(images[:1])).abs().max())
+    iou = mask_iou([network, bfloat16], images)
     with untouched(plain_forward) as plain:
         seconds = interleaved(
-            {"plain": plain, "float32": forward(single, SIZE), "bfloat16": forward(half, SIZE)}, rounds=21
+            {"plain": plain, "float32": forward(float32, SIZE), "bfloat16": forward(bfloat16, SIZE)}, rounds=21
         )
+    what = f"CMUNeXt forward pass, {SIZE}², {{}}, norms folded, channels-last, compiled: speed-up over eager float32"
     return [
-        {
-            **compare("CMUNeXt forward, float32 folded, channels-last, compiled", seconds, "float32", 1.8),
-            "difference": difference,
-        },
-        {**compare("CMUNeXt forward, bfloat16 folded, channels-last, compiled", seconds, "bfloat16", 2.5), "iou": iou},
+        row(what.format("float32"), seconds["float32"], seconds["plain"], "higher", 1.8, difference=difference),
+        row(what.format("bfloat16"), seconds["bfloat16"], seconds["plain"], "higher", 2.5, iou=iou),
     ]
 
 
-def training() -> list[dict[str, Any]]:
-    half = training_step(prepare_network(build(), CPU, "bfloat16"))
+def training() -> list[Row]:
+    bfloat16 = training_step(prepare_network(build(), CPU, "bfloat16"))
     with untouched(plain_training_step) as plain:
-        seconds = interleaved({"plain": plain, "bfloat16": half}, rounds=5, warm_up=1)
-    return [compare("CMUNeXt training step, batch 8, channels-last and bfloat16", seconds, "bfloat16", 2.5)]
+        seconds = interleaved({"plain": plain, "bfloat16": bfloat16}, rounds=5, warm_up=1)
+    what = f"CMUNeXt training step, {SIZE}², batch 8, bfloat16, channels-last: speed-up over eager float32"
+    return [row(what, seconds["bfloat16"], seconds["plain"], "higher", 2.5)]
 
 
-def compare(what: str, seconds: dict[str, float], name: str, goal: float) -> dict[str, Any]:
-    return {
-        "what": f"{what}, against plain eager float32",
-        "ms": 1e3 * seconds[name],
-        "against_ms": 1e3 * seconds["plain"],
-        "ratio": seconds["plain"] / seconds[name],
-        "goal": goal,
-    }
-
-
-def rows() -> Iterator[dict[str, Any]]:
+def rows() -> Iterator[Row]:
     for measure in (inference, training):
         yield from measure()

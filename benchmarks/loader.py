@@ -1,11 +1,12 @@
-"""The Synapse training pipeline on 512² slices: samples a second, and its arithmetic against scipy's slice by slice."""
+"""The Synapse training pipeline on 512² slices: its throughput, and its arithmetic against scipy's."""
+
+from __future__ import annotations
 
 import random
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +14,17 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 from scipy import ndimage
 
-from benchmarks.harness import interleaved
+from benchmarks.harness import Row, interleaved, row
 from transforms import rot_flip, rotate, spline_zoom
 
 SLICES, SIZE, TARGET = 128, 512, 224
 # the published mix: half the slices turned and flipped, a quarter rotated, a quarter left as they are
 KINDS = ("rot_flip", "rot_flip", "rotate", "none")
-CONFIG = "bundles/vmunet_synapse/configs/train.yaml"
+CONFIG = Path(__file__).parents[1] / "bundles" / "vmunet_synapse" / "configs" / "train.yaml"
 
 
 def published(image: np.ndarray, label: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """One slice (H, W) through the published chain, its random choice given by `kind`."""
+    """The published chain of one slice (H, W); `kind` stands for its random choice."""
     if kind == "rot_flip":
         image, label = (np.flip(np.rot90(x, 1), axis=0).copy() for x in (image, label))
     elif kind == "rotate":
@@ -33,7 +34,7 @@ def published(image: np.ndarray, label: np.ndarray, kind: str) -> tuple[np.ndarr
 
 
 def ours(image: torch.Tensor, label: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same with this package's functions, on (1, H, W)."""
+    """The same chain by this project's functions, on (1, H, W)."""
     if kind == "rot_flip":
         image, label = (rot_flip(x, 1, 0) for x in (image, label))
     elif kind == "rotate":
@@ -41,7 +42,7 @@ def ours(image: torch.Tensor, label: torch.Tensor, kind: str) -> tuple[torch.Ten
     return spline_zoom(image, (TARGET, TARGET), 3), spline_zoom(label, (TARGET, TARGET), 0)
 
 
-def arithmetic() -> dict[str, Any]:
+def arithmetic() -> Row:
     rng = np.random.default_rng(0)
     image = ndimage.gaussian_filter(rng.random((SIZE, SIZE)), 2).astype(np.float32)
     label = (image > image.mean()).astype(np.uint8) * rng.integers(1, 9, (SIZE, SIZE), dtype=np.uint8)
@@ -59,35 +60,29 @@ def arithmetic() -> dict[str, Any]:
         }
     )
     per_slice = {name: value / len(KINDS) for name, value in seconds.items()}
-    return {
-        "what": "augmentation and zoom of a 512² slice to 224², against scipy's",
-        "ms": 1e3 * per_slice["ours"],
-        "against_ms": 1e3 * per_slice["published"],
-        "ratio": per_slice["published"] / per_slice["ours"],
-        "goal": 4,
-        "difference": difference,
-    }
+    what = f"augmentation and zoom of a {SIZE}² slice to {TARGET}²: speed-up over scipy"
+    return row(what, per_slice["ours"], per_slice["published"], "higher", 4, difference=difference)
 
 
 def published_item(item: dict[str, str]) -> dict[str, np.ndarray]:
-    """Reading included, as the published data set does it."""
+    """The published chain of one item, with its reading and its random choice."""
     with np.load(item["image"]) as file:
         image, label = published(file["image"], file["label"], random.choice(KINDS))
     return {"image": image[None], "label": label[None]}
 
 
-def samples_per_second(dataset: Dataset) -> float:
+def seconds_per_sample(dataset: Dataset) -> float:
     loader = DataLoader(dataset, batch_size=32, shuffle=True, num_workers=2, persistent_workers=True)
     for _ in loader:
         pass
     start = time.perf_counter()
     for _ in loader:
         pass
-    return len(dataset) / (time.perf_counter() - start)
+    return (time.perf_counter() - start) / len(dataset)
 
 
-def throughput() -> dict[str, Any]:
-    """The bundle's own preprocessing, and the published chain, in the same loader."""
+def throughput() -> Row:
+    """The bundle's own preprocessing and the published chain, in the same loader."""
     rng = np.random.default_rng(0)
     parser = ConfigParser()
     parser.read_config(CONFIG)
@@ -97,16 +92,12 @@ def throughput() -> dict[str, Any]:
             label = rng.integers(0, 9, (SIZE, SIZE)).astype(np.float32)
             np.savez(file, image=rng.random((SIZE, SIZE), dtype=np.float32), label=label)
         items = [{"image": file, "label": file} for file in files]
-        mine = samples_per_second(Dataset(items, parser.get_parsed_content("train#preprocessing")))
-        theirs = samples_per_second(Dataset(items, published_item))
-    return {
-        "what": f"Synapse training loader, 512² slices, 2 workers: {mine:.0f} samples/s, against the published chain",
-        "ms": 1e3 / mine,
-        "against_ms": 1e3 / theirs,
-        "ratio": mine / theirs,
-    }
+        chains = (parser.get_parsed_content("train#preprocessing"), published_item)
+        bundle, published = (seconds_per_sample(Dataset(items, chain)) for chain in chains)
+    what = f"Synapse training loader, {SIZE}² slices, 2 workers, time per sample: speed-up over the published chain"
+    return row(what, bundle, published, "higher")
 
 
-def rows() -> Iterator[dict[str, Any]]:
+def rows() -> Iterator[Row]:
     yield throughput()
     yield arithmetic()

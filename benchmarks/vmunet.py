@@ -1,14 +1,29 @@
-"""VM-UNet on a CPU, batch 1: native scan against the PyTorch forms, the scan's share of the network, growth, memory."""
+"""VM-UNet on a CPU: the native scan against the PyTorch forms, the scan's share of the network, growth and memory."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness import draw, forward, interleaved, learned, mask_iou, peak_memory, step, untouched
-from networks import VMUNet, selective_scan
+from benchmarks.harness import (
+    Row,
+    draw,
+    forward,
+    interleaved,
+    learned,
+    mask_iou,
+    memory_row,
+    peak_memory,
+    row,
+    step,
+    untouched,
+)
+from networks import VMUNet
+from networks.selective_scan import selective_scan
 from networks.training import prepare_network
 from networks.vmunet import SS2D
 
@@ -16,14 +31,14 @@ CPU = torch.device("cpu")
 
 
 class Floor(SS2D):
-    """SS2D without its core: no projection to delta, B and C, and no scan. What no scan can be faster than."""
+    """SS2D without its core, that is without the projection to delta, B and C and without the scan: a lower bound."""
 
     def scan(self, x: Tensor) -> Tensor:
         return x
 
 
 class PublishedFloor(SS2D):
-    """The same floor laid out as published: one product cut in two, a channels-first convolution, copies between."""
+    """`Floor` laid out as published: one product cut in two, a channels-first convolution, copies between them."""
 
     def forward(self, x: Tensor) -> Tensor:
         x, z = self.in_proj(x).chunk(2, dim=-1)
@@ -65,95 +80,85 @@ def memory_of_forward(size: int) -> None:
     forward(network(), size)()
 
 
-def scan() -> list[dict[str, Any]]:
-    """One-dimensional scan, batch 1, 384 channels, L 1024, N 16."""
+def scan() -> list[Row]:
     torch.manual_seed(0)
     u, delta = torch.randn(1, 384, 1024), torch.rand(1, 384, 1024)
     A, B, C = -torch.rand(384, 16), torch.randn(1, 1, 16, 1024), torch.randn(1, 1, 16, 1024)
     seconds = interleaved(
         {
-            backend: lambda backend=backend: selective_scan(u, delta, A, B, C, delta_softplus=True, backend=backend)
+            backend: partial(selective_scan, u, delta, A, B, C, delta_softplus=True, backend=backend)
             for backend in ("cpu", "parallel", "reference")
         }
     )
+    what = "selective scan, 384 channels, length 1024: speed-up over"
     return [
-        row("scan, 384 channels, L 1024, against `reference`", seconds["cpu"], seconds["reference"]),
-        row(
-            "scan, 384 channels, L 1024, against `parallel`, the faster PyTorch form",
-            seconds["cpu"],
-            seconds["parallel"],
-            50,
-        ),
+        row(f"{what} `reference`", seconds["cpu"], seconds["reference"], "higher"),
+        row(f"{what} `parallel`, the faster PyTorch form", seconds["cpu"], seconds["parallel"], "higher", 50),
     ]
 
 
-def inference() -> list[dict[str, Any]]:
+def inference() -> list[Row]:
     net, images = learned(network()), draw(16, 256, seed=256)[0]
-    halves = {"bfloat16": prepare_network(net, CPU, "bfloat16", frozen=True)}
-    halves["compiled"] = prepare_network(net, CPU, "bfloat16", compiled="auto", frozen=True)
-    iou = {name: mask_iou([net, half], images) for name, half in halves.items()}
+    bfloat16 = {"bfloat16": prepare_network(net, CPU, "bfloat16", frozen=True)}
+    bfloat16["compiled"] = prepare_network(net, CPU, "bfloat16", compiled="auto", frozen=True)
+    iou = {name: mask_iou([net, prepared], images) for name, prepared in bfloat16.items()}
     quick = {"network": forward(net, 256), "floor": forward(network(Floor), 256)}
-    quick |= {name: forward(half, 256) for name, half in halves.items()}
+    quick |= {name: forward(prepared, 256) for name, prepared in bfloat16.items()}
     with untouched(published_floor) as published:
         seconds = interleaved({**quick, "published": published}, rounds=21)
     with untouched(reference_forward) as reference:
         slow = interleaved({"network": quick["network"], "reference": reference}, rounds=4, warm_up=1, turn=2)
     took = seconds["network"]
+    what = "VM-UNet forward pass, 256²"
     return [
-        row("VM-UNet forward, 256², against `reference`", slow["network"], slow["reference"], 60),
-        row("VM-UNet forward, 256², time over the published layers without the scan", took, seconds["published"], 1.4),
-        row("VM-UNet forward, 256², time over our own layers without the scan", took, seconds["floor"]),
-        {
-            **row("VM-UNet forward, 256², bfloat16 against float32", seconds["bfloat16"], took),
-            "iou": iou["bfloat16"],
-        },
-        {
-            **row("VM-UNet forward, 256², bfloat16 compiled against float32", seconds["compiled"], took, 1.5),
-            "iou": iou["compiled"],
-        },
+        row(f"{what}: speed-up over `reference`", slow["network"], slow["reference"], "higher", 60),
+        row(
+            f"{what}: time relative to the published layers without the scan", took, seconds["published"], "lower", 1.4
+        ),
+        row(f"{what}: time relative to our own layers without the scan", took, seconds["floor"], "lower"),
+        row(f"{what}, bfloat16: speed-up over float32", seconds["bfloat16"], took, "higher", iou=iou["bfloat16"]),
+        row(
+            f"{what}, bfloat16, compiled: speed-up over float32",
+            seconds["compiled"],
+            took,
+            "higher",
+            1.5,
+            iou=iou["compiled"],
+        ),
     ]
 
 
-def training() -> list[dict[str, Any]]:
+def training() -> list[Row]:
     seconds = interleaved({"forward": forward(network(), 256), "step": training_step(network(), 256)}, rounds=7)
     step_96, step_128 = training_step(network(), 96), training_step(network(), 128)
     with untouched(reference_training_step, 96) as reference:
         small = interleaved({"step": step_96, "reference": reference}, rounds=3, warm_up=1, turn=2)
     with untouched(reference_training_step, 128) as reference:  # minutes a step
         middle = interleaved({"step": step_128, "reference": reference}, rounds=1, warm_up=0, turn=2)
-    memory = [peak_memory(memory_of_training, kind) for kind in (SS2D, Floor)]
+    scanning, floor = (peak_memory(memory_of_training, kind) for kind in (SS2D, Floor))
+    what, over = "VM-UNet training step", "speed-up over autograd through `reference`"
     return [
-        row("VM-UNet training step, 256², time over the forward", seconds["step"], seconds["forward"], 4),
-        row("VM-UNet training step, 96², against autograd through `reference`", small["step"], small["reference"], 100),
-        row("VM-UNet training step, 128², against autograd through `reference`", middle["step"], middle["reference"]),
+        row(f"{what}, 256²: time relative to the forward pass", seconds["step"], seconds["forward"], "lower", 4),
+        row(f"{what}, 96²: {over}", small["step"], small["reference"], "higher", 100),
+        row(f"{what}, 128²: {over}", middle["step"], middle["reference"], "higher"),
         memory_row(
-            "VM-UNet training step, 224², batch 4, peak memory over our own layers without the scan", *memory, 2
+            f"{what}, 224², batch 4: peak memory relative to our own layers without the scan", scanning, floor, 2
         ),
     ]
 
 
-def growth() -> list[dict[str, Any]]:
+def growth() -> list[Row]:
     net = network()
     seconds = interleaved({str(size): forward(net, size) for size in (256, 512)}, rounds=7)
     weights = peak_memory(memory_of_forward, 32)
-    memory = {size: peak_memory(memory_of_forward, size) - weights for size in (256, 512)}
+    large, small = (peak_memory(memory_of_forward, size) - weights for size in (512, 256))
+    what = "VM-UNet forward pass, 512²"
     return [
-        row("VM-UNet forward, 512² time over 256²", seconds["512"], seconds["256"], 4.6),
-        memory_row("VM-UNet forward, 512² extra memory over 256²", memory[512], memory[256], 4.5),
+        row(f"{what}: time relative to 256²", seconds["512"], seconds["256"], "lower", 4.6),
+        memory_row(f"{what}: peak memory beyond the weights, relative to 256²", large, small, 4.5),
     ]
 
 
-def row(what: str, ours: float, other: float, goal: float | None = None) -> dict[str, Any]:
-    """`goal` is a least speed-up where the row compares "against", a greatest ratio where it says "over"."""
-    ratio = ours / other if " over " in what else other / ours
-    found = {"what": what, "ms": 1e3 * ours, "against_ms": 1e3 * other, "ratio": ratio}
-    return found if goal is None else {**found, "goal": goal}
-
-
-def memory_row(what: str, ours: float, other: float, goal: float) -> dict[str, Any]:
-    return {"what": what, "mib": ours, "against_mib": other, "ratio": ours / other, "goal": goal}
-
-
-def rows() -> Iterator[dict[str, Any]]:
+def rows() -> Iterator[Row]:
     for measure in (scan, inference, training, growth):
         yield from measure()

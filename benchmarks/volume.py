@@ -1,13 +1,14 @@
-"""A volume of 148×512×512 through `SliceToVolume`: what is not the network, and peak memory."""
+"""A volume of 148×512×512 through `SliceToVolume`: the time outside the network, and peak memory."""
+
+from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import peak_memory
+from benchmarks.harness import Row, memory_row, peak_memory, row
 from evaluation import SliceToVolume
 from networks import VMUNet, cmunext_s
 from networks.training import prepare_network
@@ -37,7 +38,7 @@ def build(name: str) -> nn.Module:
 
 
 def infer(name: str) -> tuple[float, float]:
-    """Seconds in all, and of the network."""
+    """Seconds in all, and those of the network."""
     network = Timed(build(name))
     volume = torch.rand(SHAPE)
     inferer = SliceToVolume((224, 224))
@@ -48,22 +49,11 @@ def infer(name: str) -> tuple[float, float]:
     return time.perf_counter() - start, network.seconds
 
 
-def rows() -> Iterator[dict[str, Any]]:
+def rows() -> Iterator[Row]:
     for name, goal in (("CMUNeXt-S", 0.08), ("VM-UNet", 0.03)):
         total, of_network = infer(name)
-        rest = total - of_network
-        yield {
-            "what": f"volume 148×512×512 with {name}: share that is not the network",
-            "ms": 1e3 * rest,
-            "against_ms": 1e3 * total,
-            "ratio": rest / total,
-            "goal": goal,
-        }
-        memory = peak_memory(infer, name)
-        yield {
-            "what": f"volume 148×512×512 with {name}: share of 3 GiB that memory peaks at, volume included",
-            "mib": memory,
-            "against_mib": 3072,
-            "ratio": memory / 3072,
-            "goal": 1,
-        }
+        what = f"volume of 148×512×512, {name}"
+        yield row(f"{what}: share of the time outside the network", total - of_network, total, "lower", goal)
+        yield memory_row(
+            f"{what}: peak memory, the volume included, relative to 3 GiB", peak_memory(infer, name), 3072, 1
+        )
