@@ -5,23 +5,26 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import gpu
 from benchmarks.harness import RESULTS, Row, write
-from networks.training import keep_freed_memory
 
 CPU_PARTS = ("vmunet", "cmunext", "volume", "loader")
-PARTS = CPU_PARTS
+PARTS = (*CPU_PARTS, "gpu")
 README = Path(__file__).parent / "README.md"
 START, END = "<!-- table -->", "<!-- end of table -->"
 # what a row may say beside its times, memory and ratio
 FACTS = {
     "iou": "IoU {:.5f}",
     "difference": "largest difference {:.1g}",
+    "once": "{:.0%} where x, x_dbl and y count once",
+    "exponentials_per_s": "{:.2g} exponentials/s",
 }
 
 
@@ -38,9 +41,10 @@ def table() -> str:
 def render(part: str, result: dict[str, Any]) -> list[str]:
     """The lines of one part's table: the machine, then one line for each row."""
     where = result["machine"]
+    place = f"{where['gpu']}, triton {where['triton']}, mamba_ssm {where['mamba_ssm']}, " if part == "gpu" else ""
     return [
         "",
-        f"`python -m benchmarks {part}`: {where['cpu']}, {where['capability']}, {where['threads']} threads,"
+        f"`python -m benchmarks {part}`: {place}{where['cpu']}, {where['capability']}, {where['threads']} threads,"
         f" torch {where['torch']}, {where['date']}, commit {where['commit']}",
         "",
         "| what | ours | other | ratio | goal |",
@@ -85,22 +89,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures the parts that `arguments` name.
 
     Raises:
-        SystemExit: when a part is unknown.
+        SystemExit: when a part is unknown, or there is no GPU for the one that needs it.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "parts",
         nargs="*",
         metavar="PART",
-        help=f"{', '.join(PARTS)}; by default all",
+        help=f"{', '.join(PARTS)}; by default all, without gpu where there is no NVIDIA GPU",
     )
     parser.add_argument("--threads", type=int, default=2, help="(%(default)s)")
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
-    parts = options.parts or PARTS
+    missing = gpu.unavailable()
+    parts = options.parts or (CPU_PARTS if missing else PARTS)
+    if missing and "gpu" in parts:
+        sys.exit(missing)
     torch.set_num_threads(options.threads)
-    keep_freed_memory()  # as `prepare_network` does, so that all alternatives have it
+    if set(parts) & set(CPU_PARTS):
+        # imports MONAI, which the GPU part does without
+        from networks.training import keep_freed_memory
+
+        # as `prepare_network` does, so that all alternatives have it
+        keep_freed_memory()
     for part in parts:
         print(f"{part}, some minutes: ratio (goal) what", flush=True)
         rows = []

@@ -1,49 +1,63 @@
-"""`python benchmarks/gpu.py`, on a machine with an NVIDIA GPU: the Triton scan against mamba_ssm's kernel and PyTorch.
+"""VM-UNet on an NVIDIA GPU: the Triton scan against mamba_ssm's kernel and `parallel`, after a check of its numbers.
 
-Needs PyTorch's CUDA build, Triton and this checkout; measures mamba_ssm's kernel where it is installed. First it checks
-the Triton kernels against the float64 reference, and stops if they are wrong. Then it times, by CUDA events and as
-medians with the L2 cache emptied before each run, the scan of VM-UNet's first stage, the network's forward pass and a
-training step, and writes results/gpu.json and a table.
+Needs PyTorch's CUDA build and Triton, not MONAI; mamba_ssm's kernel is measured where it is installed. First the Triton
+kernels are checked against the float64 reference; if they are wrong, nothing is measured. Then the scan of VM-UNet's
+first stage, the network's forward pass and a training step are timed with the L2 cache emptied before each run, and
+their peak memory is taken.
 
-Bandwidth is that of the forward scan over that of a copy in the same run, counted in two ways: `once` counts x, x_dbl
-and y once, the least that any implementation moves; `sequences` counts u, delta, B, C and y of all four directions in
-float32, what a scan of four reordered copies moves. A state costs one exponential at each position and direction, which
-the GPU's special function units compute at a rate of their own: with 16 states it is that rate which binds.
+The scan's forward pass is also compared to a copy. "Four sequences" counts u, delta, B, C and y of all four directions
+in float32: what a scan of four reordered copies moves. `once` counts x, x_dbl and y once: the least that any scan
+moves. No scan with 16 states can be as fast as a copy of the latter: each state costs one exponential at each position
+and direction, and the rate of the GPU's special function units binds first.
 """
 
-import importlib.machinery
-import importlib.util
-import json
-import os
+from __future__ import annotations
+
 import statistics
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.harness import Row, row
+from networks import VMUNet
+from networks.selective_scan import available_backends, reference, selective_scan_2d, triton_scan
+
 STATE, WIDTH, RANK = 16, 192, 6
-GOALS = {"training step": 1.0, "bandwidth": 0.6}
+# the least speed-up of a large training step over mamba_ssm, and the least share of a copy's bandwidth
+SPEED_UP, BANDWIDTH = 1, 0.6
+# batch and side of VM-UNet's first stage for images of 256² and 224²
+SCANS = ((1, 64), (8, 64), (32, 56))
+# batch and side of the images
+FORWARD = ((1, 256), (8, 256))
+TRAINING = ((2, 224), (32, 224))
+# batch, height, width and channels: odd sizes, one chunk and several
+CHECKED = ((2, 20, 27, 80), (1, 8, 8, 192), (3, 7, 1, 5))
+
+# seconds and peak MiB of a run
+Figures = tuple[float, float]
 
 
-def load_networks() -> None:
-    """Make `networks.vmunet` importable without running networks/__init__.py, whose losses need MONAI."""
-    spec = importlib.machinery.ModuleSpec("networks", None, is_package=True)
-    spec.submodule_search_locations = [str(ROOT / "networks")]
-    sys.modules["networks"] = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(ROOT))
+def unavailable() -> str:
+    """Why this part cannot be measured here; empty if it can."""
+    if not torch.cuda.is_available():
+        return "the gpu part needs an NVIDIA GPU and PyTorch's CUDA build; this machine has none"
+    return triton_scan.unavailable()
 
 
-def inputs(batch: int, height: int, width: int, dtype: torch.dtype, channels: int = WIDTH) -> list[Tensor]:
-    """x, x_dbl, dt_weight, A, D and dt_bias as in a first-stage SS2D: the network's type for x, float32 parameters."""
-    generator = torch.Generator("cuda").manual_seed(0)
+def inputs(
+    batch: int, height: int, width: int, dtype: torch.dtype, channels: int = WIDTH, device: str = "cuda"
+) -> list[Tensor]:
+    """x, x_dbl, dt_weight, A, D and dt_bias of a first-stage SS2D: x and x_dbl in `dtype`, parameters in float32."""
+    generator = torch.Generator(device).manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device="cuda")
+        return torch.randn(shape, generator=generator, device=device)
 
     return [
         noise(batch, height, width, channels).to(dtype),
@@ -55,221 +69,213 @@ def inputs(batch: int, height: int, width: int, dtype: torch.dtype, channels: in
     ]
 
 
-def check() -> None:
-    """Stop unless the kernels give the reference's output and gradients.
+def check(
+    scan: ModuleType = triton_scan, device: str = "cuda", shapes: Sequence[tuple[int, int, int, int]] = CHECKED
+) -> dict[str, float]:
+    """Compares the output and all gradients of `scan` to the float64 reference.
+
+    Args:
+        scan: a backend whose functions take `segments`.
+        device: where it runs.
+        shapes: batch, height, width and channels of the images.
+
+    Returns:
+        The worst relative error of each kind of input.
 
     Raises:
         SystemExit: naming what differs.
     """
-    from networks.selective_scan import reference, triton_scan
+    worst: dict[str, float] = {}
 
-    def results(scan: Callable[..., Tensor], tensors: list[Tensor], dtype: torch.dtype | None, **options: Any) -> Any:
+    def results(function: Callable[..., Tensor], tensors: list[Tensor], dtype: Any, **options: Any) -> list[Tensor]:
         leaves = [t.to(dtype or t.dtype, copy=True).requires_grad_() for t in tensors]
-        y = scan(*leaves, **options)
-        y.backward(torch.linspace(-1, 1, y.numel(), device="cuda").reshape(y.shape).to(y.dtype))
-        return [y.detach(), *(t.grad for t in leaves)]
+        y = function(*leaves, **options)
+        cotangent = torch.linspace(-1, 1, y.numel(), device=device).reshape(y.shape).to(y.dtype)
+        return [y.detach(), *torch.autograd.grad(y, leaves, cotangent)]
 
-    def compare(what: str, tolerance: float, got: list[Tensor], expected: list[Tensor]) -> None:
-        for name, a, b in zip(("output", *names), got, expected, strict=True):
+    def compare(kind: str, tolerance: float, names: str, got: list[Tensor], expected: list[Tensor]) -> None:
+        for name, a, b in zip(("output", *names.split()), got, expected, strict=True):
             error = float((a.double() - b).norm() / b.norm())
             # not (… <= …), so that NaN fails
             if not error <= tolerance:
-                sys.exit(f"the Triton scan is wrong on this GPU: {what}, {name} differs by {error:.1e}, not measured")
-            worst[what] = max(error, worst.get(what, 0.0))
+                sys.exit(f"the scan is wrong: {kind}, {name} differs by {error:.1e}; nothing is measured")
+            worst[kind] = max(error, worst.get(kind, 0.0))
 
-    worst: dict[str, float] = {}
-    names = ("x", "x_dbl", "dt_weight", "A", "D", "dt_bias")
-    for batch, height, width, channels in ((2, 20, 27, 80), (1, 8, 8, 192), (3, 7, 1, 5)):
+    for batch, height, width, channels in shapes:
         for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 5e-3)):
-            tensors = inputs(batch, height, width, dtype, channels)
+            tensors = inputs(batch, height, width, dtype, channels, device)
             expected = results(reference.selective_scan_2d, tensors, torch.float64)
             for segments in (0, 1, 3):
-                got = results(triton_scan.selective_scan_2d, tensors, None, segments=segments)
-                compare(f"image, {str(dtype)[6:]}", tolerance, got, expected)
+                got = results(scan.selective_scan_2d, tensors, None, segments=segments)
+                kind = f"images in {str(dtype)[6:]}"
+                compare(kind, tolerance, "x x_dbl dt_weight A D dt_bias", got, expected)
 
-    generator = torch.Generator("cuda").manual_seed(0)
-    shapes = ((2, 12, 150), (2, 12, 150), (12, 5), (2, 3, 5, 150), (2, 3, 5, 150), (12,), (12,))
-    u, delta, A, *rest = (torch.randn(shape, generator=generator, device="cuda") for shape in shapes)
-    names = ("u", "delta", "A", "B", "C", "D", "delta_bias")
+    generator = torch.Generator(device).manual_seed(0)
+    sizes = ((2, 12, 150), (2, 12, 150), (12, 5), (2, 3, 5, 150), (2, 3, 5, 150), (12,), (12,))
+    u, delta, A, *rest = (torch.randn(size, generator=generator, device=device) for size in sizes)
     tensors = [u, delta, -torch.exp(0.5 * A), *rest]
     expected = results(reference.selective_scan, tensors, torch.float64, delta_softplus=True)
     for segments in (0, 1, 2):
-        got = results(triton_scan.selective_scan, tensors, None, delta_softplus=True, segments=segments)
-        compare("sequences, float32", 1e-5, got, expected)
-    print("Against the float64 reference, worst:", ", ".join(f"{what} {error:.1e}" for what, error in worst.items()))
+        got = results(scan.selective_scan, tensors, None, delta_softplus=True, segments=segments)
+        compare("sequences in float32", 1e-5, "u delta A B C D delta_bias", got, expected)
+    return worst
 
 
-def milliseconds(run: Callable[[], Any], budget_ms: int = 300) -> float:
-    """Median time of `run` on the GPU, after a warm-up."""
+def on_gpu(run: Callable[[], Any]) -> Figures:
+    """Median seconds of `run` after a warm-up, and its peak memory in MiB."""
     from triton.testing import do_bench
 
-    return do_bench(run, warmup=budget_ms // 3, rep=budget_ms, return_mode="median")
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    peak = torch.cuda.max_memory_allocated() / 2**20
+    return do_bench(run, warmup=100, rep=300, return_mode="median") / 1e3, peak
 
 
-def copy_bandwidth() -> float:
-    """Bytes per second, read and written, of a copy of 1 GiB."""
+def copied_bytes_per_s() -> float:
+    """Bytes that a copy of 1 GiB reads and writes per second."""
     source = torch.randn(2**28, device="cuda")
     destination = torch.empty_like(source)
-    return 2 * 2**30 / (milliseconds(lambda: destination.copy_(source)) / 1000)
+    return 2 * 2**30 / on_gpu(lambda: destination.copy_(source))[0]
 
 
-def compared(make: Callable[[str], Callable[[], Any]], backends: list[str], rounds: int = 3) -> dict[str, Any]:
-    """Milliseconds and peak MiB of each backend's run, the backends taking turns; None where memory did not suffice."""
-    times: dict[str, list[float]] = {name: [] for name in backends}
-    peaks: dict[str, float] = {}
+def compared(
+    make: Callable[[str], Callable[[], Any]],
+    backends: Sequence[str],
+    measure: Callable[[Callable[[], Any]], Figures] = on_gpu,
+    rounds: int = 3,
+) -> dict[str, Figures | None]:
+    """Figures of each backend's run, medians over `rounds`; the backends take turns. None where memory ran out."""
+    found: dict[str, list[Figures]] = {name: [] for name in backends}
+    exhausted = set()
     for _ in range(rounds):
         for name in backends:
-            if name in peaks or not times[name]:
+            if name not in exhausted:
                 try:
-                    run = make(name)
-                    run()
-                    torch.cuda.synchronize()
-                    torch.cuda.reset_peak_memory_stats()
-                    run()
-                    peaks[name] = torch.cuda.max_memory_allocated() / 2**20
-                    times[name].append(milliseconds(run))
-                except torch.cuda.OutOfMemoryError:
-                    peaks.pop(name, None)
-                    times[name] = [float("nan")]
-                run = None
+                    found[name].append(measure(make(name)))
+                except torch.OutOfMemoryError:
+                    exhausted.add(name)
                 torch.cuda.empty_cache()
     return {
-        "ms": {name: statistics.median(values) if name in peaks else None for name, values in times.items()},
-        "peak_mib": {name: peaks.get(name) for name in backends},
+        name: None if name in exhausted else tuple(map(statistics.median, zip(*values, strict=True)))
+        for name, values in found.items()
     }
 
 
-def scan_rows(backends: list[str], copy_bytes_per_s: float) -> list[dict[str, Any]]:
-    from networks.selective_scan import selective_scan_2d
+def speed_ups(what: str, figures: dict[str, Figures | None], goal: float | None = None) -> Iterator[Row]:
+    """A row for each backend after the first, which is ours; the goal is for mamba_ssm."""
+    ours, *others = figures
+    seconds, mib = figures[ours] or (None, None)
+    for name in others:
+        other_seconds, other_mib = figures[name] or (None, None)
+        yield row(
+            f"{what}: speed-up over `{name}`",
+            seconds,
+            other_seconds,
+            "higher",
+            goal if name == "mamba_ssm" else None,
+            mib=mib,
+            against_mib=other_mib,
+        )
 
-    rows = []
-    for batch, size in ((1, 256), (8, 256), (32, 224)):
+
+def scan_rows(
+    backends: Sequence[str],
+    copied: float,
+    measure: Callable[[Callable[[], Any]], Figures] = on_gpu,
+    device: str = "cuda",
+    cases: Sequence[tuple[int, int]] = SCANS,
+) -> Iterator[Row]:
+    """The scan of VM-UNet's first stage, beside a copy, which moves `copied` bytes per second."""
+    for batch, side in cases:
         for dtype in (torch.bfloat16, torch.float32):
-            side = size // 4
-            tensors = inputs(batch, side, side, dtype)
-            leaves = [t.clone().requires_grad_() for t in tensors]
-            cotangent = torch.randn_like(tensors[0])
-
-            def forward(name: str, tensors: list[Tensor] = tensors) -> Callable[[], Tensor]:
-                return lambda: selective_scan_2d(*tensors, backend=name)
-
-            def both(name: str, leaves: list[Tensor] = leaves, g: Tensor = cotangent) -> Callable[[], Any]:
-                return lambda: torch.autograd.grad(selective_scan_2d(*leaves, backend=name), leaves, g)
-
-            what = f"batch {batch}, {side}²·{WIDTH}, {str(dtype)[6:]}"
-            row = {"what": f"scan forward, {what}", **compared(forward, backends)}
-            seconds = row["ms"]["triton"] / 1000
-            positions = batch * side * side
-            once = sum(t.numel() * t.element_size() for t in (tensors[0], tensors[1], cotangent))
-            sequences = 4 * positions * 4 * (3 * WIDTH + 2 * STATE)
-            row["bandwidth_of_copy"] = {
-                "once": once / seconds / copy_bytes_per_s,
-                "sequences": sequences / seconds / copy_bytes_per_s,
-                "goal": GOALS["bandwidth"],
-            }
-            row["exponentials_per_s"] = positions * 4 * WIDTH * STATE / seconds
-            rows += [row, {"what": f"scan forward and backward, {what}", **compared(both, backends)}]
-    return rows
+            tensors = inputs(batch, side, side, dtype, device=device)
+            x, x_dbl, *_ = tensors
+            case = f"batch {batch}, {side}²×{WIDTH}, {str(dtype)[6:]}"
+            figures = compared(partial(scan_run, tensors=tensors), backends, measure)
+            yield from speed_ups(f"selective scan, {case}, forward", figures)
+            if ours := figures[backends[0]]:
+                positions = batch * side * side
+                sequences = 4 * positions * (3 * WIDTH + 2 * STATE) * 4
+                once = 2 * x.nbytes + x_dbl.nbytes
+                yield row(
+                    f"selective scan, {case}, forward: bandwidth for four sequences, share of a copy's",
+                    ours[0],
+                    sequences / copied,
+                    "higher",
+                    BANDWIDTH,
+                    once=once / copied / ours[0],
+                    exponentials_per_s=positions * 4 * WIDTH * STATE / ours[0],
+                )
+            figures = compared(partial(gradient_run, tensors=tensors), backends, measure)
+            yield from speed_ups(f"selective scan, {case}, forward and backward", figures)
 
 
-def network_rows(backends: list[str]) -> list[dict[str, Any]]:
-    from networks.vmunet import VMUNet
+def scan_run(backend: str, tensors: Sequence[Tensor]) -> Callable[[], Tensor]:
+    """The forward scan."""
+    return lambda: selective_scan_2d(*tensors, backend=backend)
 
-    def inference(name: str, images: Tensor, amp: bool) -> Callable[[], Tensor]:
-        network = VMUNet(scan_backend=name).cuda().eval()
 
-        def run() -> Tensor:
-            with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp):
-                return network(images)
+def gradient_run(backend: str, tensors: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+    """The scan and the gradients of all its inputs."""
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    cotangent = torch.randn_like(tensors[0])
+    return lambda: torch.autograd.grad(selective_scan_2d(*leaves, backend=backend), leaves, cotangent)
 
-        return run
 
-    def training(name: str, images: Tensor, amp: bool) -> Callable[[], None]:
-        network = VMUNet(scan_backend=name).cuda()
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
-        target = (images[:, :1] > 0).float()
-
-        def run() -> None:
-            with torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp):
-                logits = network(images)
-            F.binary_cross_entropy_with_logits(logits.float(), target).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return run
-
-    rows = []
+def network_rows(
+    backends: Sequence[str],
+    measure: Callable[[Callable[[], Any]], Figures] = on_gpu,
+    device: str = "cuda",
+    forward: Sequence[tuple[int, int]] = FORWARD,
+    training: Sequence[tuple[int, int]] = TRAINING,
+) -> Iterator[Row]:
+    """VM-UNet's forward pass and training step."""
     for amp in (True, False):
         dtype = "bfloat16" if amp else "float32"
-        for batch in (1, 8):
-            images = torch.randn(batch, 3, 256, 256, device="cuda")
-            measured = compared(lambda name, images=images, amp=amp: inference(name, images, amp), backends)
-            rows.append({"what": f"VM-UNet forward, 256², batch {batch}, {dtype}", **measured})
-        for batch in (2, 32):
-            images = torch.randn(batch, 3, 224, 224, device="cuda")
-            measured = compared(lambda name, images=images, amp=amp: training(name, images, amp), backends)
-            row = {"what": f"VM-UNet training step, 224², batch {batch}, {dtype}", **measured}
-            rows.append({**row, "goal": GOALS["training step"]} if batch == 32 else row)
-    return rows
+        for batch, side in forward:
+            images = torch.randn(batch, 3, side, side, device=device)
+            figures = compared(partial(inference_run, images=images, amp=amp), backends, measure)
+            yield from speed_ups(f"VM-UNet forward pass, {side}², batch {batch}, {dtype}", figures)
+        for batch, side in training:
+            images = torch.randn(batch, 3, side, side, device=device)
+            figures = compared(partial(training_run, images=images, amp=amp), backends, measure)
+            goal = SPEED_UP if (batch, side) == training[-1] else None
+            yield from speed_ups(f"VM-UNet training step, {side}², batch {batch}, {dtype}", figures, goal)
 
 
-def table(result: dict[str, Any], backends: list[str]) -> str:
-    """Markdown."""
-    machine = result["machine"]
-    lines = [
-        f"{machine['gpu']}, torch {machine['torch']}, triton {machine['triton']}, mamba_ssm {machine['mamba_ssm']},"
-        f" {machine['date']}, commit {machine['commit']}; a copy moves {machine['copy_gb_per_s']:.0f} GB/s",
-        "",
-        f"| what | {' | '.join(backends)} | triton against cuda | against parallel | share of copy once, sequences |",
-        f"|---|{'---|' * (len(backends) + 3)}",
-    ]
-    for row in result["rows"]:
-        cells = [
-            "out of memory" if row["ms"][name] is None else f"{row['ms'][name]:.3g} ms, {row['peak_mib'][name]:.0f} MiB"
-            for name in backends
-        ]
-        for other in ("cuda", "parallel"):
-            ours, theirs = row["ms"]["triton"], row["ms"].get(other)
-            goal = f" (goal {row['goal']:g})" if other == "cuda" and "goal" in row else ""
-            cells.append(f"{theirs / ours:.2f} ×{goal}" if ours and theirs else "")
-        share = row.get("bandwidth_of_copy")
-        cells.append(f"{share['once']:.0%}, {share['sequences']:.0%} (goal {share['goal']:.0%})" if share else "")
-        lines.append(f"| {row['what']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def inference_run(backend: str, images: Tensor, amp: bool) -> Callable[[], Tensor]:
+    """The forward pass of a new VM-UNet on the device of `images`."""
+    network = VMUNet(scan_backend=backend).to(images.device).eval()
+
+    def run() -> Tensor:
+        with torch.no_grad(), torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=amp):
+            return network(images)
+
+    return run
 
 
-def main() -> None:
-    if not torch.cuda.is_available():
-        sys.exit("benchmarks/gpu.py needs an NVIDIA GPU and PyTorch's CUDA build; this machine has none")
-    load_networks()
-    from benchmarks.harness import RESULTS, machine
-    from networks.selective_scan import available_backends, triton_scan
+def training_run(backend: str, images: Tensor, amp: bool) -> Callable[[], None]:
+    """A training step of a new VM-UNet on the device of `images`."""
+    network = VMUNet(scan_backend=backend).to(images.device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    target = (images[:, :1] > 0).float()
 
-    if triton_scan.unavailable():
-        sys.exit(triton_scan.unavailable())
-    import triton
+    def run() -> None:
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=amp):
+            logits = network(images)
+        F.binary_cross_entropy_with_logits(logits.float(), target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
-    check()
-    copy_bytes_per_s = copy_bandwidth()
-    backends = [name for name in ("triton", "cuda", "parallel") if name in available_backends("cuda")]
-    properties = torch.cuda.get_device_properties(0)
-    about = {
-        **machine(),
-        "gpu": properties.name,
-        "multiprocessors": properties.multi_processor_count,
-        "gpu_memory_gib": round(properties.total_memory / 2**30),
-        "cuda": torch.version.cuda,
-        "triton": triton.__version__,
-        "mamba_ssm": getattr(sys.modules.get("mamba_ssm"), "__version__", "not installed"),
-        "copy_gb_per_s": copy_bytes_per_s / 1e9,
-    }
-    result = {"machine": about, "rows": scan_rows(backends, copy_bytes_per_s) + network_rows(backends)}
-    RESULTS.mkdir(exist_ok=True)
-    temporary = RESULTS / "gpu.json.tmp"
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(temporary, RESULTS / "gpu.json")
-    print(table(result, backends))
+    return run
 
 
-if __name__ == "__main__":
-    main()
+def rows() -> Iterator[Row]:
+    worst = check()
+    print("relative error to the float64 reference, at worst:", *(f"{kind} {worst[kind]:.1e};" for kind in worst))
+    backends = [name for name in ("triton", "mamba_ssm", "parallel") if name in available_backends("cuda")]
+    copied = copied_bytes_per_s()
+    yield from scan_rows(backends, copied)
+    yield from network_rows(backends)
