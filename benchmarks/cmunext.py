@@ -35,8 +35,8 @@ def plain_training_step() -> Callable[[], Any]:
 
 def inference() -> list[Row]:
     network, images = learned(build()), draw(16, SIZE, seed=SIZE)[0]
-    float32 = prepare_network(network, CPU, compiled="auto", frozen=True)
-    bfloat16 = prepare_network(network, CPU, "bfloat16", compiled="auto", frozen=True)
+    float32 = prepare_network(network, CPU, compile="auto", frozen=True)
+    bfloat16 = prepare_network(network, CPU, "bfloat16", compile="auto", frozen=True)
     with torch.inference_mode():
         difference = float((float32(images[:1]) - network(images[:1])).abs().max())
     iou = mask_iou([network, bfloat16], images)

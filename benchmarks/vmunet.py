@@ -100,7 +100,7 @@ def scan() -> list[Row]:
 def inference() -> list[Row]:
     net, images = learned(network()), draw(16, 256, seed=256)[0]
     bfloat16 = {"bfloat16": prepare_network(net, CPU, "bfloat16", frozen=True)}
-    bfloat16["compiled"] = prepare_network(net, CPU, "bfloat16", compiled="auto", frozen=True)
+    bfloat16["compiled"] = prepare_network(net, CPU, "bfloat16", compile="auto", frozen=True)
     iou = {name: mask_iou([net, prepared], images) for name, prepared in bfloat16.items()}
     quick = {"network": forward(net, 256), "floor": forward(network(Floor), 256)}
     quick |= {name: forward(prepared, 256) for name, prepared in bfloat16.items()}
