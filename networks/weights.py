@@ -1,22 +1,31 @@
 """Reads published and own checkpoints, and says exactly what matched.
 
-Understood are a bare state_dict, one nested under a usual key (`model`, `model_state_dict`, `state_dict`, `network`,
-as MONAI's CheckpointSaver and the released training scripts write them), the prefixes `module.` and `vmunet.`, and the
-checkpoint of a VMamba classifier, from which VM-UNet starts twice: its stages become the encoder and, mirrored, the
-decoder (Ruan et al., arXiv 2402.02491).
+Understood are files of `torch.save` and `.safetensors`: a bare state_dict, or one nested under a usual key, as MONAI's
+CheckpointSaver, Lightning, nnU-Net and the released training scripts write them. Prefixes that wrappers put before the
+names are taken off (`module.`, `vmunet.`, `_orig_mod.` of torch.compile, `model.` of Lightning, `ema.` of averaged
+weights). VM-UNet also starts from the checkpoint of a VMamba classifier, twice: its stages become the encoder and,
+mirrored, the decoder (Ruan et al., arXiv 2402.02491).
 """
+
+from __future__ import annotations
 
 import hashlib
 import pickle
 import re
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-NESTED_KEYS = ("model_state_dict", "state_dict", "model", "network", "net")
-PREFIXES = ("module.", "vmunet.")
+NESTED_KEYS = ("model_state_dict", "state_dict", "network_weights", "model", "network", "net")
+PREFIXES = ("module.", "vmunet.", "_orig_mod.", "model.", "ema.", "ema_model.")
+# What profilers (thop) and averaging (torch.optim.swa_utils) leave between the weights.
+BOOKKEEPING = ("total_ops", "total_params", "n_averaged")
 SHOWN = 5
 
 
@@ -25,7 +34,7 @@ class WeightReport:
     """What `load_weights` found. Names are the model's, those of `unexpected` the file's.
 
     `expected` counts the names that had to be found: the model's, or those that the published procedure copies from
-    a VMamba classifier.
+    a VMamba classifier. `left_random` are the tensors of a new head.
     """
 
     path: str
@@ -35,6 +44,7 @@ class WeightReport:
     missing: list[str]
     unexpected: list[str]
     mis_shaped: list[str]
+    left_random: list[str] = field(default_factory=list)
 
     @property
     def share(self) -> float:
@@ -44,80 +54,140 @@ class WeightReport:
     def __str__(self) -> str:
         kinds = {"missing": self.missing, "unexpected": self.unexpected, "mis-shaped": self.mis_shaped}
         listed = "; ".join(f"{len(names)} {kind}{_first(names)}" for kind, names in kinds.items())
+        head = f"; left random, the new head: {', '.join(self.left_random)}" if self.left_random else ""
         return (
             f"{self.path} (SHA-256 {self.sha256[:12]}…): {len(self.matched)} of {self.expected} tensors matched"
-            f" ({100 * self.share:.1f} %); {listed}"
+            f" ({100 * self.share:.1f} %); {listed}{head}"
         )
 
 
-def load_weights(model: nn.Module, path: str | Path, *, min_matched: float = 0.99) -> WeightReport:
-    """Copies the tensors of the checkpoint at `path` into `model` where name and shape agree.
+def load_weights(
+    model: nn.Module, path: str | Path, *, start: bool = False, new_head: bool = False, min_matched: float = 1.0
+) -> WeightReport:
+    """Copies the tensors of the checkpoint at `path` into `model`, all of them or none.
 
     Files are read with `weights_only=True`: nothing in them is executed.
 
     Args:
         model: a network of this package (or any module).
         path: the checkpoint.
-        min_matched: least share of the expected names that must match, 0 … 1.
+        start: a training starts from the weights. The checkpoint of a VMamba classifier is taken then, and the two
+            arguments below count. Evaluation and use need every tensor.
+        new_head: the checkpoint is of other classes. Tensors that differ in the number of classes alone, the first
+            dimension, stay as they are in the model.
+        min_matched: least share of the expected names that must match, 0 … 1. Below 1 the file may also hold tensors
+            that the model does not have.
 
     Returns:
         the names that matched, and those that did not, with the file's SHA-256.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file is no checkpoint, or fewer names match; the model is then as it was.
+        ValueError: when the file is damaged or no checkpoint, holds values that are not finite or no floating-point
+            numbers, or does not match. The model is then as it was.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "linear.pt"
+        >>> torch.save({"module.weight": torch.ones(1, 2), "module.bias": torch.zeros(1)}, file)
+        >>> load_weights(nn.Linear(2, 1), file).matched
+        ['weight', 'bias']
     """
+    if not start and (new_head or min_matched < 1):
+        raise ValueError("new_head and min_matched are for starting a training: give start=True as well")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weight file {path}")
-    source = _strip_prefixes(_state_dict(path))
     target = model.state_dict()
+    source = _without_prefixes(_state_dict(path), target, path)
     wanted = {name: name for name in target}
-    if _is_vmamba_classifier(source, target):
+    if start and _is_vmamba_classifier(source, target):
         wanted = _vmamba_start(source, target)
 
     found = {name: source[key] for name, key in wanted.items() if key in source}
     fitting = {name: tensor for name, tensor in found.items() if tensor.shape == target[name].shape}
+    left_random = [
+        name for name in found if new_head and name not in fitting and found[name].shape[1:] == target[name].shape[1:]
+    ]
+    unexpected = sorted(set(source) - set(wanted.values()))
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     report = WeightReport(
         path=str(path),
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        expected=len(wanted),
+        sha256=sha256,
+        expected=len(wanted) - len(left_random),
         matched=list(fitting),
         missing=[name for name in wanted if name not in found],
-        unexpected=sorted(set(source) - set(wanted.values())),
+        unexpected=unexpected,
         mis_shaped=[
             f"{name} {tuple(found[name].shape)} for {tuple(target[name].shape)}"
             for name in found
-            if name not in fitting
+            if name not in fitting and name not in left_random
         ],
+        left_random=left_random,
     )
+    if not fitting:
+        raise ValueError(f"{report}{_differing_prefix(source, target)}")
     if report.share < min_matched:
-        raise ValueError(f"{report}; at least {100 * min_matched:g} % must match (min_matched={min_matched:g})")
+        raise ValueError(f"{report}; {_requirement(min_matched)}{_head_hint(report, found, target)}")
+    # a classifier's own head is not expected to be wanted
+    if min_matched == 1 and len(wanted) == len(target) and unexpected:
+        raise ValueError(f"{report}; the model has no such tensors: the file is of another network")
+    _check_values(path, fitting, target)
     model.load_state_dict(fitting, strict=False)
     return report
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of the file, by name; raises ValueError when it is damaged or holds none."""
     try:
+        if path.suffix.lower() == ".safetensors":
+            return safetensors.torch.load_file(path)
+        # torch.load does not look at the checksums
+        if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
+            raise ValueError(f"{path} is damaged: the checksum of its part {damaged} is wrong; copy it again")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except (
+        pickle.UnpicklingError, EOFError, RuntimeError, zipfile.BadZipFile, safetensors.SafetensorError,
+    ) as error:  # fmt: skip
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is not a checkpoint of plain tensors, and nothing else is read: {reason}") from error
-    while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
-        inner = next((content[key] for key in NESTED_KEYS if isinstance(content.get(key), dict)), None)
-        if inner is None:
-            raise ValueError(f"{path} holds no tensors under any of the keys {', '.join(NESTED_KEYS)}")
-        content = inner
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a state_dict")
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    for _ in range(len(NESTED_KEYS)):
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds a {type(content).__name__}, not a state_dict")
+        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        if tensors:
+            return {name: tensor for name, tensor in tensors.items() if name.split(".")[-1] not in BOOKKEEPING}
+        content = next((content[key] for key in NESTED_KEYS if isinstance(content.get(key), dict)), None)
+        if content is None:
+            break
+    raise ValueError(f"{path} holds no tensors under any of the keys {', '.join(NESTED_KEYS)}")
 
 
-def _strip_prefixes(source: dict[str, Tensor]) -> dict[str, Tensor]:
-    # name by name: profilers add unprefixed entries to published checkpoints
-    for prefix in PREFIXES:
-        source = {name.removeprefix(prefix): tensor for name, tensor in source.items()}
-    return source
+def _peeled(name: str) -> Iterator[str]:
+    """`name`, and what is left of it as one prefix after the other is taken off."""
+    yield name
+    while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""):
+        name = name.removeprefix(prefix)
+        yield name
+
+
+def _without_prefixes(source: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Takes prefixes off until the name is one of the model's; names that never are lose all of them.
+
+    Name by name, because profilers add unprefixed entries to published checkpoints.
+    """
+    result: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for name, tensor in source.items():
+        versions = list(_peeled(name))
+        short = next((version for version in versions if version in target), versions[-1])
+        if short in result:
+            raise ValueError(
+                f"{path} holds two sets of weights, {origin[short]} and {name} for instance: keep the one that is meant"
+            )
+        result[short], origin[short] = tensor, name
+    return result
 
 
 def _is_vmamba_classifier(source: dict[str, Tensor], target: dict[str, Tensor]) -> bool:
@@ -144,6 +214,45 @@ def _vmamba_start(source: dict[str, Tensor], target: dict[str, Tensor]) -> dict[
             if mirrored in target or mirrored in source:
                 wanted[name] = mirrored
     return wanted
+
+
+def _check_values(path: Path, fitting: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Raises ValueError for tensors that fit by name and shape, but cannot be weights."""
+    for name, tensor in fitting.items():
+        if target[name].is_floating_point() != tensor.is_floating_point() or tensor.is_complex():
+            raise ValueError(f"{path}: {name} is {tensor.dtype}, expected {target[name].dtype}")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(
+                f"{path}: {name} holds values that are not finite; the training diverged, or it is damaged"
+            )
+
+
+def _requirement(min_matched: float) -> str:
+    return "all must match" if min_matched == 1 else f"at least {100 * min_matched:g} % must match"
+
+
+def _head_hint(report: WeightReport, found: dict[str, Tensor], target: dict[str, Tensor]) -> str:
+    """What to do where the number of classes alone differs."""
+    names = [text.split(" ")[0] for text in report.mis_shaped]
+    if names and not report.missing and all(found[name].shape[1:] == target[name].shape[1:] for name in names):
+        theirs, ours = (tensors[names[-1]].shape[0] for tensors in (found, target))
+        return (
+            f"; the file is of {theirs} output channels, the model of {ours}: give it the same classes, or start a"
+            " training with a new head (--new_head true)"
+        )
+    return ""
+
+
+def _differing_prefix(source: dict[str, Tensor], target: dict[str, Tensor]) -> str:
+    """Where all names differ by one prefix, which."""
+    for long, short, whose in ((source, target, "the file's"), (target, source, "the model's")):
+        first = next(iter(short))
+        for name in long:
+            prefix = name.removesuffix(first)
+            if prefix and prefix != name and all(f"{prefix}{other}" in long for other in short):
+                return f"; {whose} names begin with {prefix!r}, the others do not"
+    theirs, ours = next(iter(source), "none"), next(iter(target))
+    return f"; the file names {theirs!r} for instance, the model {ours!r}: it is of another network"
 
 
 def _first(names: list[str]) -> str:

@@ -3,6 +3,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,11 @@ WRAPPINGS = {
     "training run": lambda state: {"epoch": 7, "model_state_dict": state, "optimizer_state_dict": {"state": {}}},
     "MONAI": lambda state: {"model": state, "optimizer": {"param_groups": []}},
     "nested twice": lambda state: {"state_dict": {"network": {f"vmunet.{n}": t for n, t in state.items()}}},
+    "compiled": lambda state: {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+    "compiled in parallel": lambda state: {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
+    "Lightning": lambda state: {"state_dict": {f"model.{n}": t for n, t in state.items()}, "epoch": 3},
+    "averaged": lambda state: {"n_averaged": torch.tensor(9), **{f"ema.{n}": t for n, t in state.items()}},
+    "nnU-Net": lambda state: {"network_weights": state, "trainer_name": "nnUNetTrainer"},
     "profiled": lambda state: {"total_ops": torch.zeros(1), **{f"vmunet.{n}": t for n, t in state.items()}},
 }
 
@@ -46,8 +52,7 @@ def test_published_and_own_formats(wrapping: str, network: VMUNet, other: VMUNet
     assert same(network, other)
     assert report.share == 1
     assert report.matched == list(network.state_dict())
-    assert report.missing == report.mis_shaped == []
-    assert report.unexpected == (["total_ops"] if wrapping == "profiled" else [])
+    assert report.missing == report.mis_shaped == report.unexpected == report.left_random == []
     assert report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -61,7 +66,7 @@ def vmamba(source: VMUNet) -> dict[str, Tensor]:
 def test_vmamba_start_fills_encoder_and_mirrored_decoder(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     torch.save({"model": vmamba(other)}, tmp_path / "vmamba.pth")
-    report = load_weights(network, tmp_path / "vmamba.pth")
+    report = load_weights(network, tmp_path / "vmamba.pth", start=True)
     after, source = network.state_dict(), other.state_dict()
     for name, tensor in after.items():
         if name.startswith(("patch_embed", "layers.")):
@@ -80,7 +85,7 @@ def test_vmamba_of_another_generation_is_refused(network: VMUNet, other: VMUNet,
     renamed = {name.replace("self_attention", "op"): tensor for name, tensor in vmamba(other).items()}
     torch.save({"model": renamed}, tmp_path / "vmamba.pth")
     with pytest.raises(ValueError, match=r"vmamba.pth .* missing \(layers\.0\.blocks\.0\.self_attention"):
-        load_weights(network, tmp_path / "vmamba.pth")
+        load_weights(network, tmp_path / "vmamba.pth", start=True)
 
 
 def test_partial_weights_raise_and_leave_the_network_alone(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
@@ -90,7 +95,7 @@ def test_partial_weights_raise_and_leave_the_network_alone(network: VMUNet, othe
     state["patch_embed.proj.weight"] = torch.zeros(8, 1, 4, 4)
     torch.save(state, tmp_path / "partial.pth")
     with pytest.raises(ValueError, match="partial.pth") as error:
-        load_weights(network, tmp_path / "partial.pth", min_matched=1.0)
+        load_weights(network, tmp_path / "partial.pth")
     for part in (
         "1 missing (final_conv.weight)",
         "1 unexpected (head.weight)",
@@ -99,9 +104,123 @@ def test_partial_weights_raise_and_leave_the_network_alone(network: VMUNet, othe
         assert part in str(error.value)
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
 
-    report = load_weights(network, tmp_path / "partial.pth", min_matched=0.9)
+    report = load_weights(network, tmp_path / "partial.pth", start=True, min_matched=0.9)
     assert report.missing == ["final_conv.weight"]
     assert len(report.matched) == report.expected - 2
+
+
+def test_use_takes_no_classifier(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
+    torch.save({"model": vmamba(other)}, tmp_path / "vmamba.pth")
+    with pytest.raises(ValueError, match="all must match"):
+        load_weights(network, tmp_path / "vmamba.pth")
+
+
+def test_use_takes_no_deeper_network(network: VMUNet, tmp_path: Path) -> None:
+    torch.save(VMUNet(**{**SMALL, "depths": (3, 1, 1, 1)}).state_dict(), tmp_path / "deep.pth")
+    with pytest.raises(ValueError, match="the model has no such tensors: the file is of another network"):
+        load_weights(network, tmp_path / "deep.pth")
+
+
+def test_a_new_head_is_asked_for(network: VMUNet, tmp_path: Path) -> None:
+    three = VMUNet(out_channels=3, **SMALL)
+    torch.save(three.state_dict(), tmp_path / "three.pth")
+    before = network.final_conv.weight.clone()
+    for options in ({}, {"start": True}):
+        with pytest.raises(ValueError, match=r"of 3 output channels, the model of 1: .* \(--new_head true\)"):
+            load_weights(network, tmp_path / "three.pth", **options)
+    with pytest.raises(ValueError, match="start=True as well"):
+        load_weights(network, tmp_path / "three.pth", new_head=True)
+    report = load_weights(network, tmp_path / "three.pth", start=True, new_head=True)
+    assert report.left_random == ["final_conv.weight", "final_conv.bias"]
+    assert report.share == 1
+    assert torch.equal(network.final_conv.weight, before)
+    assert torch.equal(network.patch_embed.proj.weight, three.patch_embed.proj.weight)
+    # other widths are no other head
+    torch.save(VMUNet(**{**SMALL, "dims": (16, 32, 64, 128)}).state_dict(), tmp_path / "wide.pth")
+    with pytest.raises(ValueError, match="mis-shaped"):
+        load_weights(network, tmp_path / "wide.pth", start=True, new_head=True)
+
+
+def test_safetensors(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
+    safetensors.torch.save_file({f"module.{n}": t for n, t in other.state_dict().items()}, tmp_path / "a.safetensors")
+    load_weights(network, tmp_path / "a.safetensors")
+    assert same(network, other)
+    (tmp_path / "a.safetensors").write_bytes(b"not one")
+    with pytest.raises(ValueError, match="is not a checkpoint of plain tensors"):
+        load_weights(network, tmp_path / "a.safetensors")
+
+
+def test_two_sets_of_weights_are_not_chosen_from(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
+    both = {f"{prefix}{n}": t for prefix in ("model.", "ema.") for n, t in other.state_dict().items()}
+    torch.save({"state_dict": both}, tmp_path / "both.ckpt")
+    with pytest.raises(ValueError, match=r"two sets of weights, model\.\S+ and ema\.\S+ for instance"):
+        load_weights(network, tmp_path / "both.ckpt")
+
+
+def test_a_name_that_begins_like_a_prefix_stays(tmp_path: Path) -> None:
+    network = nn.ModuleDict({"model": nn.Linear(2, 1)})
+    for prefix in ("", "module.", "model."):
+        torch.save({f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()}, tmp_path / "a.pt")
+        assert load_weights(network, tmp_path / "a.pt").share == 1
+
+
+def test_the_prefix_that_differs_is_named(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
+    torch.save({f"backbone.{name}": tensor for name, tensor in other.state_dict().items()}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"the file's names begin with 'backbone\.'"):
+        load_weights(network, tmp_path / "a.pt")
+    torch.save(other.state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"the model's names begin with 'inner\.'"):
+        load_weights(nn.ModuleDict({"inner": network}), tmp_path / "a.pt")
+    torch.save({"odd": torch.zeros(1)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"the file names 'odd' for instance, the model 'patch_embed"):
+        load_weights(network, tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_that_are_not_finite(value: float, network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
+    state = other.state_dict()
+    state["final_conv.bias"][0] = value
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt: final_conv\.bias holds values that are not finite"):
+        load_weights(network, tmp_path / "a.pt")
+    assert not same(network, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_weights_are_floating_point_numbers(dtype: torch.dtype, other: VMUNet, network: VMUNet, tmp_path: Path) -> None:
+    torch.save({name: tensor.to(dtype) for name, tensor in other.state_dict().items()}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=rf"is {dtype}, expected torch\.float32"):
+        load_weights(network, tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_may_be_stored_in_another_precision(dtype: torch.dtype, other: VMUNet, tmp_path: Path) -> None:
+    torch.save({name: tensor.to(dtype) for name, tensor in other.state_dict().items()}, tmp_path / "a.pt")
+    network = VMUNet(**SMALL)
+    load_weights(network, tmp_path / "a.pt")
+    assert network.final_conv.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_flipped_bit_is_seen(seed: int, other: VMUNet, network: VMUNet, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save(other.state_dict(), path)
+    content = bytearray(path.read_bytes())
+    name, tensor = list(other.state_dict().items())[7 * seed]
+    start = content.find(tensor.numpy().tobytes())
+    assert start > 0, name
+    content[start + 1] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.pt is damaged: the checksum"):
+        load_weights(network, path)
+
+
+def test_a_file_nested_in_itself_ends(network: VMUNet, tmp_path: Path) -> None:
+    content: dict[str, object] = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="holds no tensors"):
+        load_weights(network, tmp_path / "a.pt")
 
 
 class Payload:
