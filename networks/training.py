@@ -1,8 +1,9 @@
 """What the bundles' training loops share beyond MONAI's handlers: precision, progress, checkpoints, processes."""
 
+from __future__ import annotations
+
 import copy
 import ctypes
-import functools
 import logging
 import math
 import os
@@ -10,8 +11,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,19 +22,14 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
-from monai.data import DistributedSampler, MetaTensor
-from monai.engines import SupervisedTrainer
-from monai.handlers import from_engine
+from monai.data import MetaTensor
+from monai.engines import Workflow
 from torch import Tensor, nn
-from torch._inductor import config as inductor_config
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from networks.cmunext import CMUNeXt, fold_norms
 from networks.selective_scan import default_backend
-from networks.vmunet import SS2D
 from networks.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -42,59 +38,77 @@ TIMED_STEPS = 5
 
 
 class Autocast(nn.Module):
-    """Runs `network` under `torch.autocast` on whatever device the image is, and returns float32, or what is wider.
+    """Runs `network` in the precision asked for, on whatever device the image is.
 
-    MONAI's engines autocast on CUDA only; losses and metrics stay outside, in float32. bfloat16 needs no gradient
-    scaler; float32 leaves the precision alone. The metadata of an image skips the network, where it would cost time at
-    every operation, and is the result's again. `frozen`: where the network is compiled, its weights are constants.
+    MONAI's engines autocast on CUDA only. Here losses and metrics stay outside, in float32: the result is float32, or
+    what is wider. bfloat16 needs no gradient scaler. The network gets a plain tensor, because metadata costs time at
+    every operation; the result has the image's metadata again.
+
+    Args:
+        network: takes and returns one tensor.
+        bfloat16: autocast to bfloat16; False leaves the precision alone, an outer autocast too.
+        channels_last: memory layout of the image.
+        constant_weights: `torch.compile` takes the weights of a compiled network for constants.
+
+    Example:
+        >>> Autocast(nn.Linear(2, 1), bfloat16=True)(torch.ones(1, 2)).dtype
+        torch.float32
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        dtype: torch.dtype,
-        channels_last: bool = False,
-        frozen: bool = False,
+        self, network: nn.Module, bfloat16: bool, channels_last: bool = False, constant_weights: bool = False
     ) -> None:
         super().__init__()
         self.network = network
-        self.dtype = dtype
-        # read when torch.compile meets a shape for the first time, which is within a call
-        self.compiling = functools.partial(inductor_config.patch, freezing=True) if frozen else nullcontext
+        self.bfloat16 = bfloat16
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+        self.constant_weights = constant_weights
 
     def forward(self, x: Tensor) -> Tensor:
         plain = x.as_tensor() if isinstance(x, MetaTensor) else x
         plain = plain.to(memory_format=self.memory_format)
-        half = self.dtype is torch.bfloat16
-        with self.compiling(), torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half):
+        autocast = torch.autocast(x.device.type, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
+        with _compiling_constants() if self.constant_weights else nullcontext(), autocast:
             y = self.network(plain)
         y = y.to(torch.promote_types(y.dtype, torch.float32))
         return MetaTensor(y).copy_meta_from(x) if isinstance(x, MetaTensor) else y
 
 
-class Bar(ProgressBar):
-    """ignite's progress bar, with the loss where there is one, shown by the first process only."""
+def _compiling_constants() -> AbstractContextManager[None]:
+    """The compiler's setting for constant weights; it is read when a shape is met for the first time, in a call."""
+    # imported here: it takes two seconds, and only compiled networks need it
+    from torch._inductor import config
 
-    def __init__(self, loss: bool = True, **options: Any) -> None:
-        super().__init__(**options)
-        self.loss = from_engine(["loss"], first=True) if loss else None
+    return config.patch(freezing=True)
+
+
+class Progress(ProgressBar):
+    """ignite's progress bar on a terminal, with the loss where there is one. A log file gets no bar.
+
+    Example:
+        >>> Progress(desc="Files").attach(Engine(lambda engine, batch: None))
+    """
 
     def attach(self, engine: Engine) -> None:  # type: ignore[override]
-        if is_first_process():
-            super().attach(engine, output_transform=self._shown if self.loss else None)
+        if is_rank_zero() and sys.stderr.isatty():
+            super().attach(engine, output_transform=_shown_loss)
 
-    def _shown(self, output: Any) -> dict[str, Any]:
-        return {"loss": self.loss(output)} if self.loss else {}
+
+def _shown_loss(output: Any) -> dict[str, Any]:
+    first = output[0] if isinstance(output, list) else output
+    return {"loss": first["loss"]} if isinstance(first, dict) and "loss" in first else {}
 
 
 class RunLog:
-    """Says at the start what is trained on what, and after a few steps how long a step takes.
+    """Logs what is trained on what when training starts, and after some steps how long a step takes.
 
     Args:
         network: the network, for its name, size and scan backend.
         device: where it runs.
         note: anything else worth a line, for instance how the model will be selected.
+
+    Example:
+        >>> RunLog(nn.Linear(2, 1), "cpu", "7 images to train on").attach(Engine(lambda engine, batch: None))
     """
 
     def __init__(self, network: nn.Module, device: torch.device | str, note: str = "") -> None:
@@ -105,7 +119,7 @@ class RunLog:
         self.steps = 0
 
     def attach(self, engine: Engine) -> None:
-        if is_first_process():
+        if is_rank_zero():
             engine.add_event_handler(Events.STARTED, self.start)
             engine.add_event_handler(Events.ITERATION_STARTED, self.step)
 
@@ -129,15 +143,82 @@ class RunLog:
             logger.info(f"{seconds:.3f} s per step, {per_epoch} steps per epoch, about {left} for {epochs} epochs")
 
 
-def trainer(max_epochs: int, parts: Mapping[str, Any]) -> SupervisedTrainer:
-    """MONAI's trainer from the `parts` all bundles share and the number of epochs, which the zoo asks for by name."""
-    return SupervisedTrainer(max_epochs=max_epochs, **parts)
+class EpochLog:
+    """Logs one line an epoch: the training's metrics, and the validation's where there was one, with the best so far.
+
+    List it after the `ValidationHandler`, whose result it waits for.
+
+    Args:
+        validator: the evaluator that validates.
+
+    Example:
+        >>> EpochLog(Engine(lambda engine, batch: None)).attach(Engine(lambda engine, batch: None))
+    """
+
+    def __init__(self, validator: Engine) -> None:
+        self.validator = validator
+        self.started = 0.0
+        self.validations = 0
+
+    def attach(self, engine: Engine) -> None:
+        if is_rank_zero():
+            self.validator.add_event_handler(Events.COMPLETED, self.validated)
+            engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.log)
+
+    def validated(self) -> None:
+        self.validations += 1
+
+    def start(self) -> None:
+        self.started = time.perf_counter()
+        self.validations = 0
+
+    def log(self, engine: Engine) -> None:
+        parts = _metrics(engine)
+        if self.validations:
+            parts += _metrics(self.validator)
+            state = self.validator.state
+            if state.best_metric_epoch > 0:
+                parts.append(f"best {state.best_metric:.4f} in epoch {state.best_metric_epoch}")
+        seconds = time.perf_counter() - self.started
+        logger.info(f"epoch {engine.state.epoch}/{engine.state.max_epochs}: {', '.join(parts)} ({seconds:.1f} s)")
+
+
+def _metrics(engine: Engine) -> list[str]:
+    return [f"{name} {float(value):.4f}" for name, value in engine.state.metrics.items()]
+
+
+class ResultsLog:
+    """Logs where the results lie when all files have been predicted.
+
+    Args:
+        output_dir: the folder.
+
+    Example:
+        >>> ResultsLog("predictions").attach(Engine(lambda engine, batch: None))
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.output_dir = Path(output_dir)
+
+    def attach(self, engine: Engine) -> None:
+        if is_rank_zero():
+            engine.add_event_handler(Events.COMPLETED, self.log)
+
+    def log(self, engine: Engine) -> None:
+        files = engine.state.iteration
+        logger.info(f"masks of {files} file{'s' * (files != 1)} written to {self.output_dir.resolve()}")
 
 
 def poly_schedule(optimizer: Optimizer, steps: int, power: float = 0.9) -> LambdaLR:
-    """lr · (1 − i / steps)^power, set after step i = 0, 1, …, so that the first two steps both run at the full rate.
+    """lr · (1 − i / steps)^power, set after step i = 0, 1, …: the first two steps both run at the full rate.
 
     The schedule of CMUNeXt's training (arXiv 2308.01239), to be stepped after each step.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
+        >>> poly_schedule(optimizer, steps=100).get_last_lr()
+        [0.01]
     """
     return LambdaLR(optimizer, lambda step: max(1 - max(step - 1, 0) / steps, 0.0) ** power)
 
@@ -145,16 +226,16 @@ def poly_schedule(optimizer: Optimizer, steps: int, power: float = 0.9) -> Lambd
 class Checkpoints:
     """Writes `last.pt` after each epoch and `model.pt` whenever the score is the best so far; resumes from `last.pt`.
 
-    `model.pt` is the network's bare state_dict. Files are written beside their place and then moved into it, so an
-    interrupted run never leaves half a file. Attach it to the trainer when that is complete (in `initialize`): an
-    epoch is saved after all other handlers have seen its end.
+    `model.pt` is the network's bare state_dict. An interrupted run never leaves half a file. Attach it to the trainer
+    when that is complete (in `training`): an epoch is saved after all other handlers have seen its end.
 
     Args:
         ckpt_dir: folder of both files.
         network: whose weights are saved; the bare one, not its distributed wrapper.
-        others: what else a resumed run needs, as optimizer and learning-rate scheduler.
+        optimizer, lr_scheduler: what else a resumed run needs.
+        replacing: `transforms.replacing`, the context manager that writes a file whole or not at all.
         resume: continue the run that `last.pt` holds.
-        patience: end the training after so many scores in a row without a better one; 0 never does.
+        patience: end the training after so many validations in a row without a better score; 0 never does.
         seed: a resumed run draws from seed + epoch, so that it does not repeat the first epochs' shuffling.
     """
 
@@ -162,50 +243,69 @@ class Checkpoints:
         self,
         ckpt_dir: str | Path,
         network: nn.Module,
-        others: Mapping[str, Any],
-        resume: bool = False,
+        optimizer: Optimizer,
+        lr_scheduler: LRScheduler,
+        replacing: Callable[[Path], AbstractContextManager[Path]],
+        resume: bool | str = False,
         patience: int = 0,
         seed: int = 0,
     ) -> None:
         self.ckpt_dir = Path(ckpt_dir)
         self.network = network
-        self.objects = {"model": network, **others}
-        self.resume = resume
+        self.objects = {"model": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.replacing = replacing
+        self.resume = as_bool(resume)
         self.patience = patience
         self.seed = seed
         self.best: float | None = None
+        self.best_epoch = 0
         self.since_best = 0
 
-    def attach(self, trainer: Engine, scored: Engine, metric: str, lowest: bool = False) -> None:
-        """Saves after the epochs of `trainer`, scoring by `scored.state.metrics[metric]`, the greatest being best."""
+    def attach(self, trainer: Workflow, evaluator: Workflow) -> None:
+        """Saves after the epochs of `trainer`.
+
+        The key metric of `evaluator` chooses the best network, by its `metric_cmp_fn`. Where nothing is held out, that
+        is where the evaluator's data are empty, the trainer's key metric does.
+
+        Raises:
+            SystemExit: when a run is to be resumed and cannot be.
+        """
         if self.resume:
             self._load(trainer)
-        sign = -1.0 if lowest else 1.0
+        scored = evaluator if len(evaluator.data_loader) else trainer
         # an evaluator has one epoch a run
-        scored.add_event_handler(Events.EPOCH_COMPLETED, self._score, trainer, metric, sign)
+        scored.add_event_handler(Events.EPOCH_COMPLETED, self._score, trainer)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_last)
+        trainer.add_event_handler(Events.COMPLETED, self._say_best, scored)
 
-    def _score(self, engine: Engine, trainer: Engine, metric: str, sign: float) -> None:
-        score = sign * float(engine.state.metrics[metric])
+    def _score(self, scored: Workflow, trainer: Engine) -> None:
+        score = float(scored.state.metrics[scored.state.key_metric_name])
         # a network whose score is not a number is never the best
-        if score > (-math.inf if self.best is None else self.best):
-            self.best, self.since_best = score, 0
+        if math.isfinite(score) and (self.best is None or scored.metric_cmp_fn(score, self.best)):
+            self.best, self.best_epoch, self.since_best = score, trainer.state.epoch, 0
             self._save(self.network.state_dict(), "model.pt")
-            logger.info(f"best {metric} so far, {sign * score:.4f}: saved {self.ckpt_dir / 'model.pt'}")
             return
         self.since_best += 1
         if 0 < self.patience <= self.since_best:
-            logger.info(f"no better {metric} in {self.since_best} looks: training ends early")
+            name = scored.state.key_metric_name
+            logger.info(f"no better {name} in {self.since_best} validations: training ends early")
             trainer.terminate()
+
+    def _say_best(self, trainer: Engine, scored: Workflow) -> None:
+        if self.best is not None and is_rank_zero():
+            name = scored.state.key_metric_name
+            logger.info(f"best {name} {self.best:.4f} in epoch {self.best_epoch}: {self.ckpt_dir / 'model.pt'}")
 
     def _save_last(self, trainer: Engine) -> None:
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
-        selection = {"best": self.best, "since_best": self.since_best}
+        selection = {"best": self.best, "best_epoch": self.best_epoch, "since_best": self.since_best}
         self._save({**state, "trainer": dict(trainer.state_dict()), "selection": selection}, "last.pt")
 
     def _save(self, content: Any, name: str) -> None:
-        if is_first_process():
-            save_atomically(content, self.ckpt_dir / name)
+        if is_rank_zero():
+            self.ckpt_dir.mkdir(parents=True, exist_ok=True)
+            with self.replacing(self.ckpt_dir / name) as path:
+                torch.save(content, path)
 
     def _load(self, trainer: Engine) -> None:
         path = self.ckpt_dir / "last.pt"
@@ -216,7 +316,9 @@ class Checkpoints:
             state = torch.load(path, map_location="cpu", weights_only=True)
             for name, thing in self.objects.items():
                 thing.load_state_dict(state[name])
-            self.best, self.since_best = state["selection"]["best"], state["selection"]["since_best"]
+            self.best, self.best_epoch, self.since_best = (
+                state["selection"][key] for key in ("best", "best_epoch", "since_best")
+            )
             trainer.load_state_dict(state["trainer"])
         except (RuntimeError, ValueError, TypeError, KeyError, EOFError, UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
@@ -228,101 +330,121 @@ class Checkpoints:
         logger.info(f"resumed from {path} after epoch {trainer.state.epoch}")
 
 
-def save_atomically(content: Any, path: Path) -> None:
-    """torch.save to a temporary file in the folder of `path` (made if need be), then a move into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(content, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def load_or_exit(network: nn.Module, path: str | Path, wanted: bool | str = True) -> nn.Module:
+    """`network` with the weights at `path`, every tensor of it; with `wanted=False` as it is.
 
+    Raises:
+        SystemExit: with one line, when the file is missing or does not fit.
 
-def load_or_exit(network: nn.Module, path: str | Path | None) -> nn.Module:
-    """`network` with the weights at `path`; a missing or unfit file ends the program with one line.
-
-    None leaves the network as it is.
+    Example:
+        >>> load_or_exit(nn.Linear(2, 1), "no/model.pt")
+        Traceback (most recent call last):
+        ...
+        SystemExit: no weight file no/model.pt: train first, or name an existing checkpoint as --ckpt_path
     """
-    if path is None:
+    if as_bool(wanted):
+        _load(network, path, "train first, or name an existing checkpoint as --ckpt_path")
+    return network
+
+
+def start_from(network: nn.Module, pretrained: str | Path | None, new_head: bool | str = False) -> nn.Module:
+    """`network` with the weights that a training starts from; None leaves them random.
+
+    Args:
+        pretrained: a checkpoint that `load_weights` understands.
+        new_head: it is of other classes. Its last layer is left out, and the log names the tensors that stay random.
+
+    Raises:
+        SystemExit: with one line, when the file is missing or does not fit.
+
+    Example:
+        >>> network = start_from(nn.Linear(2, 1), None)
+    """
+    if pretrained is None:
         logger.info("no weights to start from: they are random")
         return network
+    _load(network, pretrained, "name an existing file as --pretrained", start=True, new_head=as_bool(new_head))
+    return network
+
+
+def _load(network: nn.Module, path: str | Path, remedy: str, **options: bool) -> None:
     try:
-        report = load_weights(network, path)
+        report = load_weights(network, path, **options)
     except FileNotFoundError as error:
-        raise SystemExit(f"{error}: train first, or name an existing checkpoint as --ckpt_path") from error
+        raise SystemExit(f"{error}: {remedy}") from error
     except ValueError as error:
         raise SystemExit(str(error)) from error
     logger.info(str(report))
-    return network
 
 
 def prepare_network(
     network: nn.Module,
-    device: torch.device,
+    device: torch.device | str,
     amp_dtype: str = "float32",
     channels_last: bool | str = "auto",
-    compiled: bool | str = False,
+    compile: bool | str = False,
     frozen: bool = False,
 ) -> nn.Module:
     """`network` on `device`, made fast, and with gradients averaged where there is a process group.
 
     Args:
         amp_dtype: "float32"; "bfloat16" autocasts; "auto" does so where the device computes in bfloat16 natively.
-        channels_last: memory layout of the convolutions; "auto" takes it for networks that normalise in batches, that
-            is for convolutional ones, where it is faster on CPU and GPU alike.
-        compiled: through `torch.compile`, which takes a minute and pays later; "auto" does so where there is what it
+        channels_last: memory layout of the convolutions; "auto" takes it for networks that normalise in batches. Those
+            are convolutional, and faster with it on CPU and GPU alike.
+        compile: through `torch.compile`, which takes a minute and pays later; "auto" does so where there is what it
             needs, a GPU or a C++ compiler.
-        frozen: a copy that will not be trained: CMUNeXt's norms are folded into its convolutions, weights are stored in
-            bfloat16 where autocast would cast them for each image, and compiling takes them for constants.
+        frozen: a copy that will not be trained, as `network.frozen(bfloat16)` makes it, or a plain copy for networks
+            that have no such method. Compiling takes its weights for constants.
+
+    Raises:
+        SystemExit: for a word that is none of those.
+
+    Example:
+        >>> prepare_network(nn.Conv2d(3, 1, 1), "cpu")(torch.zeros(1, 3, 8, 8)).shape
+        torch.Size([1, 1, 8, 8])
     """
+    device = torch.device(device)
     if amp_dtype not in ("float32", "bfloat16", "auto"):
         raise SystemExit(f"amp_dtype must be float32, bfloat16 or auto, not {amp_dtype!r}")
-    half = computes_bfloat16(device) if amp_dtype == "auto" else amp_dtype == "bfloat16"
+    bfloat16 = computes_bfloat16(device) if amp_dtype == "auto" else amp_dtype == "bfloat16"
     convolutional = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-    nhwc = convolutional if channels_last == "auto" else flag(channels_last)
-    if compiled == "auto":
-        compiled = device.type == "cuda" or shutil.which("c++") is not None
-    if frozen and isinstance(network, CMUNeXt):
-        network = fold_norms(network)
-    if frozen and half:
-        network = halve_weights(network)
-    if device.type == "cpu":
-        keep_freed_memory()
+    nhwc = convolutional if channels_last == "auto" else as_bool(channels_last)
+    if compile == "auto":
+        compile = device.type == "cuda" or shutil.which("c++") is not None
+    if frozen:
+        network = network.frozen(bfloat16) if hasattr(network, "frozen") else copy.deepcopy(network).eval()
     network = network.to(device)
     if nhwc:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if flag(compiled):
+    if as_bool(compile):
         network.compile()
-    prepared: nn.Module = Autocast(
-        network, torch.bfloat16 if half else torch.float32, nhwc, frozen=frozen and flag(compiled)
-    )
+    prepared: nn.Module = Autocast(network, bfloat16, nhwc, constant_weights=frozen and as_bool(compile))
     if dist.is_initialized():
         prepared = DistributedDataParallel(prepared, device_ids=[device] if device.type == "cuda" else None)
     return prepared
 
 
-def halve_weights(network: nn.Module) -> nn.Module:
-    """A copy with the weights of linear layers, convolutions and projections in bfloat16, the scan's in float32."""
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            module.bfloat16()
-        elif isinstance(module, SS2D):
-            module.x_proj_weight.data = module.x_proj_weight.bfloat16()
-    return network
+def keep_freed_memory() -> bool:
+    """Lets glibc keep what a layer frees for the next one: blocks of up to 32 MiB, one gibibyte in all.
 
+    By default glibc hands blocks of 128 KiB and more back to the system at once, which clears and maps them again. That
+    is a tenth of the time of a forward pass. Afterwards the process stays as large as at its peak until it ends.
 
-def keep_freed_memory() -> None:
-    """Lets glibc keep what a layer frees for the next one, up to a gibibyte.
+    Returns:
+        whether it took effect; other C libraries have no such setting. The log says so too.
 
-    By default it hands large pieces back to the system at once, which then clears and maps them again: a tenth of the
-    time of a forward pass. The process is as large as at its peak then, until it ends. Other C libraries: no effect.
+    Example:
+        >>> keep_freed_memory() == (sys.platform == "linux")  # doctest: +SKIP
+        True
     """
+    trim_threshold, mmap_threshold = -1, -3
+    # the largest that mallopt(3) documents: 4 · 1024 · 1024 · sizeof(long)
+    largest_block = 4 * 1024 * 1024 * ctypes.sizeof(ctypes.c_long)
+    took_effect = False
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3
-        libc.mallopt(trim_threshold, 1 << 30)
-        libc.mallopt(mmap_threshold, 1 << 30)
+        took_effect = bool(libc.mallopt(mmap_threshold, largest_block) and libc.mallopt(trim_threshold, 1 << 30))
+    logger.info("freed memory is kept for reuse" if took_effect else "this C library cannot keep freed memory")
+    return took_effect
 
 
 def computes_bfloat16(device: torch.device) -> bool:
@@ -355,26 +477,30 @@ def process_device() -> torch.device:
     return device
 
 
-def shared_sampler(dataset: Dataset) -> DistributedSampler | None:
-    """Gives each process its share of the training images, shuffled; None where there is one process."""
-    return DistributedSampler(dataset, even_divisible=True, shuffle=True) if dist.is_initialized() else None
-
-
-def flag(value: bool | str) -> bool:
+def as_bool(value: bool | str) -> bool:
     """A switch from the command line, where `--resume true` arrives as a word.
 
     Raises:
         SystemExit: when it is neither true nor false.
+
+    Example:
+        >>> as_bool("true"), as_bool(False)
+        (True, False)
     """
     if isinstance(value, bool):
         return value
-    if value.lower() not in ("true", "false"):
+    if str(value).lower() not in ("true", "false"):
         raise SystemExit(f"expected true or false, not {value!r}")
     return value.lower() == "true"
 
 
-def is_first_process() -> bool:
-    """Whether this process writes and prints; the only one does."""
+def is_rank_zero() -> bool:
+    """True for rank 0, which alone writes files and prints.
+
+    Example:
+        >>> is_rank_zero()  # one process
+        True
+    """
     return not dist.is_initialized() or dist.get_rank() == 0
 
 

@@ -49,6 +49,15 @@ class DataSplit:
     test: list[dict[str, Any]]
     rule: str
 
+    def summary(self) -> str:
+        """What a training's log says of it.
+
+        Example:
+            >>> DataSplit([{"image": "a.png", "label": "a.png"}], [], [], "lowest training loss").summary()
+            '1 images to train on, model selected by lowest training loss'
+        """
+        return f"{len(self.train)} images to train on, model selected by {self.rule}"
+
 
 @dataclass(frozen=True)
 class LabelSet:

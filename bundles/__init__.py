@@ -1,0 +1,100 @@
+"""What the bundles' configurations ask of the run that reads them: where the bundle lies, and what it needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.data import save_net_with_metadata
+from monai.networks import convert_to_torchscript
+from torch import nn
+
+from transforms import replacing
+
+__all__ = ["check_run", "export_torchscript", "root"]
+
+logger = logging.getLogger(__name__)
+
+
+def root() -> str:
+    """The folder of the bundle whose configuration is being read, absolute: the parent of `configs/`.
+
+    A configuration does not know its own file. MONAI does: `python -m monai.bundle run` and `ckpt_export` hold it while
+    they resolve the configuration, and this function looks for it up the call stack. So a bundle works from any working
+    directory, and a copied folder stays a bundle of its own.
+
+    Raises:
+        ValueError: when a `ConfigParser` is used by itself, which knows no file; set `bundle_root` then.
+    """
+    for frame in _callers():
+        workflow = frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            return str(_bundle_of(workflow.config_root_path))
+        # the commands of monai.bundle.scripts that take configurations without a workflow
+        if frame.f_globals.get("__name__") == "monai.bundle.scripts" and (files := frame.f_locals.get("config_file_")):
+            return str(_bundle_of(Path(files if isinstance(files, str) else files[0]).parent))
+    raise ValueError("the configuration's file is not known here: set bundle_root, the folder that holds configs/")
+
+
+def check_run() -> None:
+    """Ends the run with one line where it asks for what is not installed; called first by every configuration.
+
+    Raises:
+        SystemExit: `--tracking mlflow` without mlflow.
+    """
+    workflow = _running_workflow()
+    if workflow and _tracks_by_mlflow(workflow.parser) and not importlib.util.find_spec("mlflow"):
+        raise SystemExit("--tracking mlflow needs MLflow: pip install mlflow-skinny sqlalchemy alembic")
+
+
+def export_torchscript(network: nn.Module, filepath: str | Path) -> None:
+    """Writes the network of the run with its weights as TorchScript, with the configuration and metadata.json in it.
+
+    Unlike MONAI's `ckpt_export` it takes a network whose weights have been checked, and the overrides of the run are in
+    the configuration that it stores. `monai.data.load_net_with_metadata` reads all three.
+
+    Args:
+        network: the bare network.
+        filepath: ends in `.ts`; the folder is made if need be.
+    """
+    workflow = _running_workflow()
+    config = dict(workflow.parser.get()) if workflow else {}
+    metadata = config.pop(ConfigParser.meta_key, {})
+    path = Path(filepath)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        save_net_with_metadata(
+            convert_to_torchscript(network),
+            str(temporary),
+            meta_values=metadata,
+            more_extra_files={"inference.json": json.dumps(config).encode()},
+        )
+    logger.info(f"exported to {path.resolve()}")
+
+
+def _running_workflow() -> ConfigWorkflow | None:
+    workflows = (frame.f_locals.get("self") for frame in _callers())
+    return next((workflow for workflow in workflows if isinstance(workflow, ConfigWorkflow)), None)
+
+
+def _callers() -> Iterator[FrameType]:
+    frame = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def _bundle_of(configs: Path) -> Path:
+    configs = Path(configs).resolve()
+    return configs.parent if configs.name == "configs" else configs
+
+
+def _tracks_by_mlflow(parser: ConfigParser) -> bool:
+    lists = (parser.get(name) or [] for name in ("train#handlers", "validate#handlers", "handlers"))
+    return any(handler.get("_target_") == "MLFlowHandler" for handlers in lists for handler in handlers)

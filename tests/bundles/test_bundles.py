@@ -1,0 +1,647 @@
+"""What the three bundles do: train, evaluate, predict, export; and what their configurations promise."""
+
+import csv
+import importlib.util
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import h5py
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.data import load_net_with_metadata
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from networks import CMUNeXt, VMUNet
+from tests.bundles.conftest import (
+    BUNDLES,
+    DATA,
+    METRIC,
+    OWN,
+    PICTURES,
+    ROOT,
+    SMALL_VMUNET,
+    TINY,
+    Options,
+    Run,
+    command,
+    config,
+    fails,
+    parsed,
+    saved,
+    succeeds,
+    words,
+)
+from tests.bundles.test_recipes import RGB_MEAN, RGB_SD, l_shape
+
+Trained = Callable[[str], tuple[Path, str]]
+each_bundle = pytest.mark.parametrize("bundle", BUNDLES)
+each_picture_bundle = pytest.mark.parametrize("bundle", PICTURES)
+SELECTION = {
+    "cmunext_busi": "6 images to train on, model selected by IoU on held-out training images",
+    "vmunet_isic": "7 images to train on, model selected by lowest loss on held-out training images",
+    "vmunet_synapse": "24 images to train on, model selected by Dice on held-out training cases",
+}
+INPUT = {"cmunext_busi": "busi/images", "vmunet_isic": "isic17/val/images", "vmunet_synapse": "synapse/test_vol_h5"}
+STEPS = {"cmunext_busi": 2, "vmunet_isic": 2, "vmunet_synapse": 6}
+
+
+# Training
+
+
+@each_bundle
+def test_training_says_what_it_does_and_leaves_checkpoints_and_curves(bundle: str, trained: Trained) -> None:
+    folder, log = trained(bundle)
+    assert SELECTION[bundle] in log
+    assert len(re.findall(r"epoch [12]/2: train_loss \d", log)) == 2
+    assert re.search(rf"best {METRIC[bundle]} \d\.\d+ in epoch [12]: .*model\.pt", log)
+    # a log file gets no bar
+    assert "\r" not in log
+    last = saved(folder / "last.pt")
+    assert last["trainer"]["iteration"] == 2 * STEPS[bundle]
+    assert last["model"].keys() == saved(folder / "model.pt").keys()
+    assert sorted(file.name for file in folder.iterdir()) == ["last.pt", "model.pt", "runs"]
+    events = EventAccumulator(str(folder / "runs"), size_guidance={"images": 0})
+    events.Reload()
+    assert {"train_loss", METRIC[bundle]} <= set(events.Tags()["scalars"])
+    shown = [events.Images(tag)[-1] for tag in events.Tags()["images"]]
+    assert [(image.width, image.height) for image in shown] == [(32, 32)] * (3 if bundle in PICTURES else 0)
+
+
+@each_bundle
+def test_training_resumes(bundle: str, trained: Trained, options: Options, run: Run, tmp_path: Path) -> None:
+    shutil.copy(trained(bundle)[0] / "last.pt", tmp_path)
+    run("training", config(bundle), **options(bundle, tmp_path, max_epochs=3, resume="true"))
+    before, after = saved(trained(bundle)[0] / "last.pt"), saved(tmp_path / "last.pt")
+    assert after["trainer"]["iteration"] == 3 * STEPS[bundle]
+    assert after["lr_scheduler"]["last_epoch"] == (3 * STEPS[bundle] if bundle == "cmunext_busi" else 3)
+    best = min if METRIC[bundle] == "val_loss" else max
+    assert after["selection"]["best"] == best(before["selection"]["best"], after["selection"]["best"])
+
+
+def test_training_ends_early(options: Options, run: Run, tmp_path: Path) -> None:
+    still = {"learning_rate": 0.0, "lr_scheduler#eta_min": 0.0, "early_stop": 2, "max_epochs": 30}
+    run("training", config("vmunet_isic"), **options("vmunet_isic", tmp_path, **still))
+    assert saved(tmp_path / "last.pt")["trainer"]["iteration"] == 3 * 2
+
+
+@each_bundle
+def test_published_selection_is_labelled(
+    bundle: str, options: Options, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("training", config(bundle), **options(bundle, tmp_path, max_epochs=1, selection="paper", amp_dtype="bfloat16"))
+    log = capsys.readouterr().out
+    assert re.search(r"model selected by .*, as published", log)
+    assert ("best train_loss" if bundle == "vmunet_synapse" else f"best {METRIC[bundle]}") in log
+    assert (tmp_path / "model.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("bundle", "name"),
+    [(bundle, name) for bundle in BUNDLES for name in TINY if OWN[bundle]["_target_"] != TINY[name]["_target_"]],
+)
+def test_every_network_trains_on_every_data_set_by_its_definition_alone(
+    bundle: str, name: str, options: Options, run: Run, tmp_path: Path
+) -> None:
+    channels = {"in_channels": 1, "out_channels": 9} if bundle == "vmunet_synapse" else {}
+    if name == "BasicUNet":
+        channels = channels or {"in_channels": 3, "out_channels": 1}
+    run("training", config(bundle), **options(bundle, tmp_path, max_epochs=1, network_def={**TINY[name], **channels}))
+    assert all(value.isfinite().all() for value in saved(tmp_path / "model.pt").values())
+
+
+@each_bundle
+@pytest.mark.parametrize("size", [[33, 47], [48, 32]])
+def test_images_need_not_be_square(
+    bundle: str, size: list[int], trained: Trained, options: Options, run: Run, tmp_path: Path
+) -> None:
+    run("training", config(bundle), **options(bundle, tmp_path, max_epochs=1, image_size=size))
+    chosen = options(bundle, tmp_path, image_size=size)
+    run("evaluating", config(bundle, "train", "evaluate"), **chosen)
+    with (tmp_path / "eval/metrics.csv").open() as file:
+        row = next(csv.DictReader(file))
+    if bundle in PICTURES:
+        assert sum(int(row[key]) for key in ("tp", "fp", "fn", "tn")) == size[0] * size[1]
+
+
+def test_a_training_may_start_from_weights_of_other_classes(
+    trained: Trained, options: Options, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = "vmunet_isic"
+    three = {"classes": ["a", "b", "c"], "label_map": {0: 0, 85: 1, 170: 2, 255: 3}}
+    start = {"pretrained": str(trained(bundle)[0] / "model.pt"), "max_epochs": 1}
+    chosen = options(bundle, tmp_path, network_def={**OWN[bundle], "out_channels": 4}, **start)
+    with pytest.raises(SystemExit, match=r"1 output channels, the model of 4: .*\(--new_head true\)"):
+        run("training", config(bundle), **chosen)
+    run("training", config(bundle), **chosen, **three, new_head="true", selection="paper")
+    assert "left random, the new head: final_conv.weight, final_conv.bias" in capsys.readouterr().out
+
+
+# Evaluation
+
+
+@each_bundle
+def test_evaluating_reports_under_both_rules(
+    bundle: str, trained: Trained, options: Options, run: Run, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = trained(bundle)
+    run("evaluating", config(bundle, "train", "evaluate"), **options(bundle, folder))
+    published = {"cmunext_busi": "71.56", "vmunet_isic": "80.23", "vmunet_synapse": "81.08"}
+    assert published[bundle] in capsys.readouterr().out
+    with (folder / "eval/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    lists = {
+        "cmunext_busi": "busi_val1.txt",
+        "vmunet_isic": "val.txt",
+        "vmunet_synapse": "lists/lists_Synapse/test_vol.txt",
+    }
+    assert {row["case"] for row in rows} == set((data / DATA[bundle] / lists[bundle]).read_text().splitlines())
+    summary = json.loads((folder / "eval/summary.json").read_text())
+    assert SELECTION[bundle].endswith(summary["selection"])
+    if bundle == "vmunet_synapse":
+        assert set(summary["protocols"]) == {"paper", "strict"}
+        return
+    each, pooled = (summary["protocols"][name]["classes"]["lesion"] for name in ("per image", "pooled"))
+    assert each["iou"]["mean"] == pytest.approx(np.mean([float(row["iou"]) for row in rows]))
+    tp, wrong = (sum(int(row[key]) for row in rows for key in keys) for keys in (("tp",), ("fp", "fn")))
+    assert pooled["iou"]["mean"] == pytest.approx(tp / (tp + wrong))
+
+
+# Inference
+
+
+def brightness_network(bundle: str, path: Path) -> dict[str, Any]:
+    """Behind the bundle's input, a 1×1 convolution whose logit is the picture's red value, 0 … 255, minus 127.5."""
+    network = torch.nn.Conv2d(3, 1, 1)
+    weight, bias = torch.tensor([1.0, 0.0, 0.0]), -127.5
+    if bundle == "cmunext_busi":
+        weight, bias = torch.tensor([0.0, 0.0, 255 * 255 * RGB_SD[2]]), 255 * RGB_MEAN[2] - 127.5
+    with torch.no_grad():
+        network.weight.copy_(weight[None, :, None, None])
+        network.bias.fill_(bias)
+    torch.save(network.state_dict(), path)
+    return {"_target_": "torch.nn.Conv2d", "in_channels": 3, "out_channels": 1, "kernel_size": 1}
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / (a | b).sum()
+
+
+@each_picture_bundle
+def test_masks_have_the_size_and_the_orientation_of_their_pictures(bundle: str, tmp_path: Path) -> None:
+    pictures = tmp_path / "in"
+    pictures.mkdir()
+    drawn = {}
+    kinds = {"grey.png": "L", "rgba.png": "RGBA", "photo.JPG": "RGB", "palette.bmp": "P", "bilevel.tif": "1"}
+    for (name, mode), size in zip(kinds.items(), ((96, 70), (64, 128), (90, 90), (33, 47), (64, 40)), strict=True):
+        drawn[Path(name).stem] = l_shape(*size)
+        Image.fromarray(l_shape(*size).astype(np.uint8) * 255).convert(mode).save(pictures / name)
+    red = np.zeros((50, 60, 3), np.uint8)
+    red[l_shape(50, 60), 0] = 255
+    red[..., 2] = 255 - red[..., 0]
+    Image.fromarray(red).save(pictures / "red on blue.png")
+    drawn["red on blue"] = l_shape(50, 60)
+
+    network = brightness_network(bundle, tmp_path / "model.pt")
+    chosen = {"input": pictures, "output_dir": tmp_path / "out", "ckpt_dir": tmp_path, "image_size": 64}
+    log = succeeds(
+        command(
+            "inferring", config(bundle, "inference"), tmp_path,
+            *words({**chosen, "network_def": network, "probabilities": True}),
+        )
+    )  # fmt: skip
+    assert f"masks of 6 files written to {tmp_path / 'out'}" in log
+    names = {f"{stem}_{kind}.png" for stem, kind in product(drawn, ("mask", "probability"))}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+    for stem, shape in drawn.items():
+        mask = np.asarray(Image.open(tmp_path / "out" / f"{stem}_mask.png"))
+        assert mask.shape == shape.shape
+        assert set(np.unique(mask)) == {0, 255}
+        assert overlap(mask > 0, shape) > 0.85, stem
+        assert max(overlap(mask > 0, shape[::-1]), overlap(mask > 0, shape[:, ::-1])) < 0.5
+        probability = np.asarray(Image.open(tmp_path / "out" / f"{stem}_probability.png"))
+        # 127 and 128 are what a probability of one half becomes
+        np.testing.assert_array_equal(mask[probability > 128], 255)
+        np.testing.assert_array_equal(mask[probability < 127], 0)
+
+
+def test_volumes_keep_their_geometry_whatever_the_orientation(
+    trained: Trained, options: Options, run: Run, data: Path, tmp_path: Path
+) -> None:
+    source = nib.load(sorted((data / "synapse/raw/img").iterdir())[0])
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for codes in ("LPS", "RAS", "SAR"):
+        change = nib.orientations.ornt_transform(
+            nib.io_orientation(source.affine), nib.orientations.axcodes2ornt(codes)
+        )
+        nib.save(source.as_reoriented(change), folder / f"{codes}.nii.gz")
+    prepared = sorted((data / "synapse/test_vol_h5").iterdir())[0]
+    shutil.copy(prepared, folder / "prepared.npy.h5")
+    where = {"ckpt_dir": str(trained("vmunet_synapse")[0]), "input": str(folder), "output_dir": str(out)}
+    run("inferring", config("vmunet_synapse", "inference"), image_size=32, network_def=OWN["vmunet_synapse"], **where)
+
+    canonical = []
+    for file in sorted(folder.glob("*.nii.gz")):
+        image, mask = nib.load(file), nib.load(out / file.name.replace(".nii.gz", "_pred.nii.gz"))
+        assert mask.shape == image.shape
+        np.testing.assert_allclose(mask.affine, image.affine, atol=1e-4)
+        assert mask.get_data_dtype() == np.uint8
+        canonical.append(np.asarray(nib.as_closest_canonical(mask).dataobj))
+    assert all(np.array_equal(canonical[0], other) for other in canonical[1:])
+    with h5py.File(prepared) as file:
+        affine = file.attrs["affine"]
+    from_h5 = nib.load(next(out.glob("prepared*")))
+    np.testing.assert_allclose(from_h5.affine, affine, atol=1e-4)
+    assert np.array_equal(np.asarray(nib.as_closest_canonical(from_h5).dataobj), canonical[0])
+    assert canonical[0].any()
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path) -> Path:
+    """Three kinds of things, drawn in stored numbers 85, 170 and 255, in pictures of several kinds."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "own" / folder).mkdir(parents=True)
+    for index in range(10):
+        stored = np.repeat(np.repeat(rng.choice(np.array([0, 85, 170, 255], np.uint8), (4, 5)), 9, 0), 9, 1)
+        noisy = (stored * 0.8 + rng.integers(0, 40, stored.shape)).astype(np.uint8)
+        suffix = (".png", ".jpg", ".bmp", ".tif")[index % 4]
+        Image.fromarray(noisy).convert("RGB" if index % 2 else "L").save(tmp_path / f"own/images/a{index}{suffix}")
+        decoration = ("", "_mask", "_segmentation")[index % 3]
+        Image.fromarray(stored).save(tmp_path / f"own/masks/a{index}{decoration}.png")
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize(
+    ("bundle", "network"),
+    [
+        ("cmunext_busi", {"network_def#_target_": "networks.cmunext_s"}),
+        ("vmunet_isic", {f"network_def#{key}": value for key, value in SMALL_VMUNET.items()}),
+    ],
+)
+def test_a_folder_of_ones_own_with_several_classes(
+    bundle: str, network: dict[str, Any], own_folder: Path, options: Options, run: Run, tmp_path: Path
+) -> None:
+    classes = {"classes": ["cyst", "node", "shadow"], "label_map": {0: 0, 85: 1, 170: 2, 255: 3}, **network}
+    chosen = options(bundle, tmp_path, max_epochs=1, **classes) | {"dataset_dir": str(own_folder)}
+    del chosen["network_def"]
+    run("training", config(bundle), **chosen)
+    assert next(reversed(saved(tmp_path / "model.pt").values())).shape[0] == 4
+    run("evaluating", config(bundle, "train", "evaluate"), **chosen)
+    summary = json.loads((tmp_path / "eval/summary.json").read_text())
+    assert summary["cases"] == 3
+    assert set(summary["protocols"]["pooled"]["classes"]) == {"cyst", "node", "shadow"}
+    inference = {"input": str(own_folder / "images/a1.jpg"), "output_dir": str(tmp_path / "out"), "probabilities": True}
+    run("inferring", config(bundle, "inference"), image_size=32, ckpt_dir=str(tmp_path), **inference, **classes)
+    mask = np.asarray(Image.open(tmp_path / "out/a1_mask.png"))
+    assert mask.shape == (36, 45)
+    assert set(np.unique(mask)) <= {0, 85, 170, 255}
+    assert len(list((tmp_path / "out").glob("a1_probability_[123].png"))) == 3
+
+
+# Weights
+
+
+@each_bundle
+@pytest.mark.parametrize("damage", ["other head", "missing tensor", "not a number"])
+def test_weights_that_do_not_fit_are_refused(
+    bundle: str, damage: str, trained: Trained, options: Options, run: Run, data: Path, tmp_path: Path
+) -> None:
+    state = saved(trained(bundle)[0] / "model.pt")
+    *_, head, bias = state
+    if damage == "other head":
+        state[head], state[bias] = (torch.cat([state[name]] * 3) for name in (head, bias))
+    elif damage == "missing tensor":
+        del state[bias]
+    else:
+        state[bias][0] = torch.nan
+    torch.save(state, tmp_path / "model.pt")
+    chosen = options(bundle, tmp_path)
+    reason = {"other head": "mis-shaped", "missing tensor": "1 missing", "not a number": "not finite"}[damage]
+    with pytest.raises(SystemExit, match=reason):
+        run("evaluating", config(bundle, "train", "evaluate"), **chosen)
+    small = {"network_def": OWN[bundle], "ckpt_dir": str(tmp_path), "input": str(data / INPUT[bundle])}
+    for run_id in ("inferring", "exporting"):
+        with pytest.raises(SystemExit, match=reason):
+            run(run_id, config(bundle, "inference"), **small)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.pt"]
+
+
+@each_bundle
+def test_torchscript_export_answers_as_the_network(bundle: str, trained: Trained, run: Run, tmp_path: Path) -> None:
+    weights = trained(bundle)[0] / "model.pt"
+    where = {"ckpt_path": str(weights), "filepath": str(tmp_path / "new/model.ts")}
+    run("exporting", config(bundle, "inference"), network_def=OWN[bundle], **where)
+    exported, metadata, files = load_net_with_metadata(tmp_path / "new/model.ts", more_extra_files=("inference.json",))
+    assert metadata["name"] == json.loads((ROOT / f"bundles/{bundle}/configs/metadata.json").read_text())["name"]
+    stored = ConfigParser(json.loads(files["inference.json"]))
+    stored["bundle_root"] = "anywhere"
+    assert stored.get_parsed_content("preprocessing") is not None
+    eager = stored.get_parsed_content("network_def").eval()
+    assert isinstance(eager, (CMUNeXt, VMUNet))
+    eager.load_state_dict(saved(weights))
+    image = torch.rand(2, 3, 40, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(image), eager(image), atol=1e-4, rtol=1e-4)
+
+
+# Several processes
+
+
+@each_bundle
+def test_two_processes_train_one_network(bundle: str, options: Options, tmp_path: Path) -> None:
+    log = succeeds(
+        command(
+            "training", config(bundle, "train", "multi_gpu"), tmp_path,
+            *words(options(bundle, tmp_path, max_epochs=1, batch_size=2)),
+            launcher=(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        )
+    )  # fmt: skip
+    assert log.count("images to train on") == 1
+    # each process has half of the images, the last one twice where they are odd in number, in batches of 2
+    assert saved(tmp_path / "last.pt")["trainer"]["iteration"] == {6: 2, 7: 2, 24: 6}[int(SELECTION[bundle].split()[0])]
+    assert (tmp_path / "model.pt").is_file()
+
+
+# What a user can get wrong
+
+
+@each_bundle
+def test_missing_data_is_one_line_with_the_remedy(bundle: str, tmp_path: Path) -> None:
+    line = fails(command("training", config(bundle), tmp_path, "--dataset_dir", str(tmp_path)))
+    missing = "no prepared Synapse data" if bundle == "vmunet_synapse" else "no images to train on"
+    assert line.startswith(f"{tmp_path} holds {missing}")
+    assert "python -m prepare demo" in line
+
+
+@each_bundle
+def test_missing_input_and_checkpoint_are_one_line(bundle: str, run: Run, data: Path, tmp_path: Path) -> None:
+    small = {"network_def": OWN[bundle], "ckpt_dir": str(tmp_path)}
+    with pytest.raises(SystemExit, match=r"no weight file .*model\.pt: train first, or name an existing checkpoint"):
+        run("inferring", config(bundle, "inference"), **small, input=str(data / INPUT[bundle]))
+    with pytest.raises(SystemExit, match=r"nowhere does not exist: give a file or a folder of them as --input"):
+        run("inferring", config(bundle, "inference"), **small, load_pretrain=False, input=str(tmp_path / "nowhere"))
+
+
+# The configurations
+
+
+def leaves(value: Any, path: str = "") -> Iterator[str]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if not items:
+        yield path
+    for key, inner in items:
+        yield from leaves(inner, f"{path}#{key}" if path else str(key))
+
+
+FILES = [*product(BUNDLES, [("train",), ("train", "evaluate"), ("train", "multi_gpu"), ("inference",)])]
+
+
+@pytest.mark.parametrize(("bundle", "names"), FILES)
+def test_every_leaf_can_be_overridden(bundle: str, names: tuple[str, ...]) -> None:
+    plain = ConfigWorkflow(config(bundle, *names), logging_file=False).parser
+    ids = [leaf for leaf in leaves({key: value for key, value in plain.get().items() if key != "_meta_"})]
+    assert len(ids) > 40
+    for leaf in ids:
+        parser = ConfigWorkflow(config(bundle, *names), logging_file=False, **{leaf: "other"}).parser
+        parser.parse()
+        assert parser.get_parsed_content(leaf, instantiate=False, eval_expr=False) == "other", leaf
+
+
+@pytest.mark.parametrize(("bundle", "names"), FILES)
+def test_configurations_are_plain(bundle: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        text = Path(config(bundle, name)[0]).read_text()
+        assert set(re.findall(r'"(%.*?)"', text)) <= {"%training", "%evaluating", "%inferring"}
+        assert "lambda " not in text
+        assert max(map(len, text.splitlines())) <= 120
+    parser = parsed(bundle, *names)
+    parser.parse()
+    known = parser.ref_resolver.items
+    for item in known.values():
+        if isinstance(item.get_config(), str):
+            assert set(parser.ref_resolver.match_refs_pattern(item.get_config())) <= set(known)
+
+
+@each_bundle
+@pytest.mark.parametrize("overlay", [(), ("evaluate",)])
+def test_every_part_builds(bundle: str, overlay: tuple[str, ...], options: Options, tmp_path: Path) -> None:
+    parser = parsed(bundle, "train", *overlay, **options(bundle, tmp_path))
+    for key in ("train#trainer", "validate#evaluator", "checkpoints"):
+        assert parser.get_parsed_content(key) is not None
+
+
+@each_bundle
+def test_what_must_be_equal_is(bundle: str) -> None:
+    """A configuration is complete in its own file; what is written twice must not come to differ."""
+    train, inference = (yaml.safe_load(Path(config(bundle, name)[0]).read_text()) for name in ("train", "inference"))
+    shared = ("bundle_root", "image_size", "amp_dtype", "channels_last", "compile", "device", "classes", "network_def")
+    assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
+    volume = bundle == "vmunet_synapse"
+    if volume:
+        whole = yaml.safe_load(Path(config(bundle, "evaluate")[0]).read_text())["validate#preprocessing"]
+    steps = (whole if volume else train["validate"]["preprocessing"])["transforms"]
+    assert [image_part(step) for step in steps if step["keys"] != "label"] == inference["preprocessing"]["transforms"]
+    for part in ("handlers", "trainer"):
+        assert without(train["train"][part]) == without(
+            yaml.safe_load(Path(config("vmunet_isic")[0]).read_text())["train"][part]
+        )
+    if not volume:
+        augmented = train["train"]["preprocessing"]["transforms"]
+        assert [step for step in augmented if step in steps] == steps
+
+
+def image_part(step: dict[str, Any]) -> dict[str, Any]:
+    """The step without what concerns the label."""
+    if step["keys"] == "image":
+        return step
+    mode = {"mode": step["mode"][0]} if "mode" in step else {}
+    return {**step, "keys": "image", **mode}
+
+
+def without(part: Any) -> Any:
+    """A bundle's own choices: when the schedule steps, and that nothing may be held out."""
+    if isinstance(part, list):
+        return [without(one) for one in part]
+    own = {"epoch_level"} | ({"_disabled_"} if part.get("_target_") == "ValidationHandler" else set())
+    return {key: value for key, value in part.items() if key not in own}
+
+
+def test_overlays_for_several_processes_are_equal() -> None:
+    assert len({Path(config(bundle, "multi_gpu")[0]).read_text() for bundle in BUNDLES}) == 1
+
+
+@each_bundle
+def test_a_copied_bundle_is_one_of_its_own(bundle: str, options: Options, data: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "mine"
+    shutil.copytree(ROOT / "bundles" / bundle, copied, ignore=shutil.ignore_patterns("models", "eval", "runs"))
+    for name in ("train", "inference"):
+        file = copied / "configs" / f"{name}.yaml"
+        file.write_text(re.sub(r"\nimage_size: \d+", "\nimage_size: 40", file.read_text()))
+    small = options(bundle, tmp_path)
+    kept = {key: small[key] for key in ("dataset_dir", "network_def", "batch_size", "num_workers", "val_interval")}
+    if "val_cases" in small:
+        kept["val_cases"] = small["val_cases"]
+    files = [str(copied / "configs/train.yaml")]
+    (tmp_path / "elsewhere").mkdir()
+    succeeds(command("training", files, tmp_path / "elsewhere", *words({**kept, "max_epochs": 1})))
+    assert (copied / "models/model.pt").is_file()
+    source = data / INPUT[bundle]
+    succeeds(
+        command(
+            "inferring", [str(copied / "configs/inference.yaml")], tmp_path / "elsewhere",
+            *words({"network_def": OWN[bundle], "input": source}),
+        )
+    )  # fmt: skip
+    assert len(list((copied / "predictions").iterdir())) == len(list(source.iterdir()))
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("mlflow"), reason="needs mlflow-skinny, sqlalchemy and alembic")
+@each_bundle
+def test_tracking_by_mlflow(bundle: str, options: Options, run: Run, tmp_path: Path) -> None:
+    chosen = options(bundle, tmp_path, max_epochs=1)
+    # MONAI puts more text behind it
+    chosen["output_dir"] = f"$'{tmp_path}/eval'"
+    run("training", config(bundle), tracking="mlflow", **chosen)
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/eval/mlruns.db")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert {"train_loss", METRIC[bundle]} <= set().union(*(run.data.metrics for run in runs))
+
+
+def test_tracking_without_mlflow_is_one_line(
+    options: Options, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="--tracking mlflow needs MLflow: pip install mlflow-skinny"):
+        run("training", config("cmunext_busi"), tracking="mlflow", **options("cmunext_busi", tmp_path))
+
+
+# One value for every override that a README names; each is tried.
+TRIED: dict[str, Any] = {
+    "dataset_dir": None,
+    "ckpt_dir": "somewhere",
+    "output_dir": "somewhere",
+    "log_dir": "somewhere",
+    "fold": 2,
+    "year": 2017,
+    "selection": "paper",
+    "val_fraction": 0.3,
+    "val_cases": ["case0005"],
+    "val_interval": 3,
+    "early_stop": 4,
+    "pretrained": None,
+    "new_head": "true",
+    "max_epochs": 50,
+    "batch_size": 3,
+    "image_size": [24, 40],
+    "learning_rate": 0.5,
+    "num_workers": 1,
+    "resume": "false",
+    "amp_dtype": "bfloat16",
+    "channels_last": "true",
+    "compile": "auto",
+    "device": "cpu",
+    "classes": ["a", "b"],
+    "label_map": {0: 0, 85: 1, 170: 2},
+    "network_def": {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 1},
+    "network_def#_target_": "networks.cmunext_s",
+    "network_def#scan_backend": "parallel",
+    "train#dataloader#drop_last": True,
+    "train#trainer#amp": False,
+    "validate#dataloader#num_workers": 0,
+    "tracking": None,
+    "input": "somewhere",
+    "ckpt_path": "somewhere",
+    "probabilities": "true",
+    "filepath": "somewhere",
+    "config_file": None,
+}
+# Options of other commands in the READMEs.
+OTHER = {"raw", "out", "size", "split", "split-files", "include-normal", "deduplicate", "overwrite", "label-ids",
+         "standalone", "nproc_per_node", "no-build-isolation", "spacing", "allow-missing", "seed"}  # fmt: skip
+
+
+@each_bundle
+def test_every_override_that_a_readme_names(bundle: str, options: Options, tmp_path: Path) -> None:
+    texts = [(ROOT / name).read_text() for name in ("README.md", f"bundles/{bundle}/docs/README.md")]
+    named = set(re.findall(r"--([a-z][\w#-]*)", " ".join(texts)))
+    assert named - OTHER <= set(TRIED)
+    keys = set(parsed(bundle, "train").get()) | set(parsed(bundle, "inference").get()) | {"tracking", "config_file"}
+    for name in sorted(named & set(TRIED)):
+        top = name.split("#")[0]
+        if top not in keys or TRIED[name] is None or (name == "network_def#scan_backend" and bundle == "cmunext_busi"):
+            continue
+        if name == "network_def#_target_" and bundle != "cmunext_busi":
+            continue
+        if top in parsed(bundle, "train").get():
+            chosen = options(bundle, tmp_path)
+            if name.startswith("network_def#"):
+                del chosen["network_def"]
+            parser = parsed(bundle, "train", **{**chosen, name: TRIED[name]})
+            for part in ("train#trainer", "validate#evaluator", "checkpoints"):
+                parser.get_parsed_content(part)
+        else:
+            parser = parsed(bundle, "inference", network_def=OWN[bundle], load_pretrain=False, **{name: TRIED[name]})
+            parser.get_parsed_content("postprocessing")
+        assert parser[name] == TRIED[name]
+
+
+@each_bundle
+def test_overrides_reach_what_they_name(bundle: str, options: Options, tmp_path: Path) -> None:
+    chosen = {"train#dataloader#drop_last": True, "validate#dataloader#num_workers": 0, "train#trainer#amp": False}
+    chosen |= {"train#handlers#1#desc": "Steps", "train#dataloader#num_workers": 1, "device": "cpu"}
+    parser = parsed(bundle, **options(bundle, tmp_path), **chosen)
+    trainer = parser.get_parsed_content("train#trainer")
+    assert trainer.data_loader.drop_last
+    assert (trainer.data_loader.num_workers, trainer.data_loader.persistent_workers) == (1, True)
+    assert parser.get_parsed_content("train#handlers#1").tqdm_kwargs["desc"] == "Steps"
+    assert parser.get_parsed_content("validate#evaluator").data_loader.num_workers == 0
+
+
+def test_one_override_chooses_the_year() -> None:
+    parser = parsed("vmunet_isic", "train", "evaluate", year=2018, network_def=TINY["VMUNet"])
+    assert parser.get_parsed_content("dataset_dir") == "data/isic18"
+    assert parser.get_parsed_content("validate#handlers#1#published")["sensitivity"] == 91.12
+
+
+@pytest.mark.parametrize(
+    ("variant", "parameters"), [("cmunext_s", 417505), ("cmunext", 3149185), ("cmunext_l", 8286721)]
+)
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_one_override_chooses_the_variant(name: str, variant: str, parameters: int) -> None:
+    parser = parsed("cmunext_busi", name, **{"network_def#_target_": f"networks.{variant}"})
+    assert sum(p.numel() for p in parser.get_parsed_content("network_def").parameters()) == parameters
+
+
+@each_bundle
+def test_metadata_follows_its_schema(bundle: str) -> None:
+    """A copy of MONAI's schema of 2024-07-25, which the model zoo checks against."""
+    metadata = json.loads((ROOT / f"bundles/{bundle}/configs/metadata.json").read_text())
+    schema = json.loads((Path(__file__).parent / "meta_schema_20240725.json").read_text())
+    assert metadata["schema"].endswith("meta_schema_20240725.json")
+    jsonschema.validate(metadata, schema)
+    assert metadata["version"] in metadata["changelog"]
+    pins = (line.partition(";")[0].strip() for line in (ROOT / "constraints.txt").read_text().lower().splitlines())
+    pinned = dict(pin.split("==") for pin in pins)
+    required = {
+        "monai": metadata["monai_version"],
+        "torch": metadata["pytorch_version"],
+        "numpy": metadata["numpy_version"],
+    }
+    for name, version in {**required, **metadata["required_packages_version"]}.items():
+        assert pinned[name.lower()] == version
