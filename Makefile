@@ -1,4 +1,4 @@
-# Every command the README names. They need Python 3.10 or newer and make; a C compiler makes the scan fast.
+# Every command the README names. They need Python 3.11 or newer and make; a C compiler makes the scan fast.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,13 +8,16 @@ SCAN := $(wildcard networks/selective_scan/*.c networks/selective_scan/*.h)
 .PHONY: demo busi test lint bench clean
 
 $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(SCAN)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \
+		+ sys.version.split()[0] + ": make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 # Each bundle's own configuration with smaller images and fewer epochs, on demo data.
 # $(call demo,BUNDLE,DATA SET,PICTURES TO PREDICT,IMAGE SIZE,EPOCHS)
-RUN := $(BIN)/python -W ignore -m monai.bundle run
+# MONAI warns that configurations execute code; these are our own.
+RUN := $(BIN)/python -W 'ignore:parsing config_file:UserWarning' -m monai.bundle run
 define demo
 $(RUN) training --config_file bundles/$(1)/configs/train.yaml $(call options,$(2),$(4),$(5))
 $(RUN) evaluating --config_file "['bundles/$(1)/configs/train.yaml','bundles/$(1)/configs/evaluate.yaml']" \

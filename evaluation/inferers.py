@@ -100,7 +100,9 @@ class SliceToVolume(Inferer):
         device = self._compute_device(network, volumes)
         parts = []
         slices = stack.shape[0] * stack.shape[1]
-        with tqdm(desc="Volume", total=slices, unit="slice", leave=False, disable=not self.progress) as bar:
+        with tqdm(
+            desc="Volume", total=slices, unit="slice", leave=False, disable=None if self.progress else True
+        ) as bar:
             for batch in (part for volume in stack for part in volume.split(self.batch_size)):  # (n, C, H, W)
                 zoomed = spline_zoom(batch.to(device, torch.float32), self.spatial_size or size, order=3)
                 out = network(zoomed, *args, **kwargs)
