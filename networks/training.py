@@ -60,14 +60,15 @@ class Autocast(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.bfloat16 = bfloat16
+        # not self.bfloat16, which is a method of modules
+        self.to_bfloat16 = bfloat16
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.constant_weights = constant_weights
 
     def forward(self, x: Tensor) -> Tensor:
         plain = x.as_tensor() if isinstance(x, MetaTensor) else x
         plain = plain.to(memory_format=self.memory_format)
-        autocast = torch.autocast(x.device.type, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
+        autocast = torch.autocast(x.device.type, dtype=torch.bfloat16) if self.to_bfloat16 else nullcontext()
         with _compiling_constants() if self.constant_weights else nullcontext(), autocast:
             y = self.network(plain)
         y = y.to(torch.promote_types(y.dtype, torch.float32))
@@ -155,7 +156,7 @@ class EpochLog:
         >>> EpochLog(Engine(lambda engine, batch: None)).attach(Engine(lambda engine, batch: None))
     """
 
-    def __init__(self, validator: Engine) -> None:
+    def __init__(self, validator: Workflow) -> None:
         self.validator = validator
         self.started = 0.0
         self.validations = 0
@@ -177,9 +178,9 @@ class EpochLog:
         parts = _metrics(engine)
         if self.validations:
             parts += _metrics(self.validator)
-            state = self.validator.state
-            if state.best_metric_epoch > 0:
-                parts.append(f"best {state.best_metric:.4f} in epoch {state.best_metric_epoch}")
+            best, epoch = (getattr(self.validator.state, name) for name in ("best_metric", "best_metric_epoch"))
+            if epoch > 0 and math.isfinite(best):
+                parts.append(f"best {best:.4f} in epoch {epoch}")
         seconds = time.perf_counter() - self.started
         logger.info(f"epoch {engine.state.epoch}/{engine.state.max_epochs}: {', '.join(parts)} ({seconds:.1f} s)")
 
@@ -252,7 +253,7 @@ class Checkpoints:
     ) -> None:
         self.ckpt_dir = Path(ckpt_dir)
         self.network = network
-        self.objects = {"model": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.objects: dict[str, Any] = {"model": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.replacing = replacing
         self.resume = as_bool(resume)
         self.patience = patience
@@ -272,7 +273,7 @@ class Checkpoints:
         """
         if self.resume:
             self._load(trainer)
-        scored = evaluator if len(evaluator.data_loader) else trainer
+        scored = evaluator if len(evaluator.data_loader) else trainer  # type: ignore[arg-type]
         # an evaluator has one epoch a run
         scored.add_event_handler(Events.EPOCH_COMPLETED, self._score, trainer)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_last)
@@ -412,7 +413,8 @@ def prepare_network(
     if compile == "auto":
         compile = device.type == "cuda" or shutil.which("c++") is not None
     if frozen:
-        network = network.frozen(bfloat16) if hasattr(network, "frozen") else copy.deepcopy(network).eval()
+        freeze = getattr(network, "frozen", None)
+        network = freeze(bfloat16) if freeze else copy.deepcopy(network).eval()
     network = network.to(device)
     if nhwc:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
