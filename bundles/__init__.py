@@ -31,6 +31,12 @@ def root() -> str:
 
     Raises:
         ValueError: when a `ConfigParser` is used by itself, which knows no file; set `bundle_root` then.
+
+    Example:
+        >>> root()
+        Traceback (most recent call last):
+        ...
+        ValueError: the configuration's file is not known here: set bundle_root, the folder that holds configs/
     """
     for frame in _callers():
         workflow = frame.f_locals.get("self")
@@ -47,6 +53,9 @@ def check_run() -> None:
 
     Raises:
         SystemExit: `--tracking mlflow` without mlflow.
+
+    Example:
+        >>> check_run()  # outside of a run there is nothing to check
     """
     workflow = _running_workflow()
     if workflow and _tracks_by_mlflow(workflow.parser) and not importlib.util.find_spec("mlflow"):

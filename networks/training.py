@@ -238,6 +238,13 @@ class Checkpoints:
         resume: continue the run that `last.pt` holds.
         patience: end the training after so many validations in a row without a better score; 0 never does.
         seed: a resumed run draws from seed + epoch, so that it does not repeat the first epochs' shuffling.
+
+    Example:
+        >>> network = nn.Linear(1, 1)
+        >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        >>> checkpoints = Checkpoints("models", network, optimizer, poly_schedule(optimizer, 10), replacing=nullcontext)
+        >>> checkpoints.best is None
+        True
     """
 
     def __init__(
@@ -450,7 +457,12 @@ def keep_freed_memory() -> bool:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether `device` has instructions for bfloat16 products, so that autocast makes it faster."""
+    """True where `device` has instructions for bfloat16 products, so that autocast makes it faster.
+
+    Example:
+        >>> isinstance(computes_bfloat16(torch.device("cpu")), bool)
+        True
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = Path("/proc/cpuinfo")
@@ -471,7 +483,12 @@ def start_process_group() -> None:
 
 
 def process_device() -> torch.device:
-    """This process's GPU, or the CPU."""
+    """This process's GPU, or the CPU where there is none.
+
+    Example:
+        >>> process_device().type in ("cpu", "cuda")
+        True
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -35,6 +35,11 @@ class WeightReport:
 
     `expected` counts the names that had to be found: the model's, or those that the published procedure copies from
     a VMamba classifier. `left_random` are the tensors of a new head.
+
+    Example:
+        >>> report = WeightReport("a.pt", "0" * 64, 2, ["weight"], missing=["bias"], unexpected=[], mis_shaped=[])
+        >>> report.share
+        0.5
     """
 
     path: str

@@ -1,0 +1,44 @@
+"""What CONTRIBUTING.md says of the rooms: which may import which, and how the texts are laid out."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "networks": set(),
+    "transforms": set(),
+    "evaluation": {"transforms"},
+    "prepare": {"transforms"},
+    "bundles": {"networks", "transforms", "evaluation"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    """The top-level packages that a module imports, anywhere in it."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_rooms_import_only_what_they_may(room: str) -> None:
+    for file in (ROOT / room).rglob("*.py"):
+        assert imported(file) & (set(MAY_IMPORT) - {room}) <= MAY_IMPORT[room], file
+
+
+def test_networks_need_torch_only() -> None:
+    code = "import sys, networks; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "torch" in loaded.split()
+    assert not {"monai", "ignite", "scipy", "triton", "transforms"} & set(loaded.split())
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("b*/**/README.md")), ids=str)
+def test_lines_can_be_read(file: Path) -> None:
+    made = file.read_text().partition("<!-- table -->")[0] + file.read_text().partition("<!-- end of table -->")[2]
+    assert max(map(len, made.splitlines())) <= 120
