@@ -30,7 +30,7 @@ setup(
         Extension(
             "networks.selective_scan.scan_cpu",
             sources=[FOLDER + f"scan_cpu{part}.c" for part in ("", "_baseline", "_avx2", "_avx512")],
-            depends=[FOLDER + "scan_cpu.h", FOLDER + "scan_cpu_kernel.h"],
+            depends=[FOLDER + f"scan_cpu{part}.h" for part in ("", "_vectors", "_task", "_forward", "_backward")],
             optional=True,
         )
     ],

@@ -3,14 +3,19 @@
 The kernel is plain C, loaded with ctypes; `pip install` builds it where there is a C compiler. It computes in float32.
 Where gradients are wanted, the forward pass keeps the N states a channel before each chunk of 64 positions (L·N/64
 values a channel and direction), and the backward pass scans each chunk again from there.
+
+One operator serves both contracts: it takes sequences with `delta`, `B` and `C`, or an image with `x_dbl` and
+`dt_weight`, which it scans in four directions.
 """
+
+from __future__ import annotations
 
 import ctypes
 import functools
 import importlib.machinery
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,11 +25,13 @@ DEVICE = "cpu"
 INSTALL = "`pip install -e .` from the checkout, with gcc or clang on the path"
 LEVELS = ("baseline", "avx2", "avx512")
 _LANES = (4, 8, 16)
+_INPUTS = ("u", "delta", "B", "C", "x_dbl", "dt_weight", "A", "D", "bias")
 
 
 class _Scan(ctypes.Structure):
     """`struct scan` of scan_cpu.h."""
 
+    __slots__ = ()  # a name that is not a field raises
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("level", "item_groups", "segments", "directions", "items", "groups")),
         *((name, ctypes.c_int64) for name in ("channels", "height", "width", "state", "rank", "softplus")),
@@ -45,7 +52,12 @@ def _library_path() -> pathlib.Path | None:
 
 @functools.cache
 def unavailable() -> str:
-    """Why the kernel cannot be used and how to get it; empty if it can. A broken build is used, and raises."""
+    """Why the kernel cannot be used and how to get it; empty if it can. A broken build is used, and raises.
+
+    Example:
+        >>> isinstance(unavailable(), str)
+        True
+    """
     return "" if _library_path() else f"the native kernel of the selective scan is not built; build it: {INSTALL}"
 
 
@@ -69,28 +81,16 @@ def _chunk() -> int:
 
 @functools.cache
 def available_levels() -> tuple[str, ...]:
-    """The instruction sets that this processor can run, worst first."""
-    return LEVELS[: _library().scan_best_level() + 1]
+    """The instruction sets that this processor can run, worst first.
 
+    Raises:
+        RuntimeError: when the kernel is not built.
 
-def _run(backward: bool, level: str, sizes: dict[str, int], arrays: dict[str, Tensor | None]) -> None:
-    """Fill a `struct scan` and run it; every array is contiguous float32."""
-    scan = _Scan(level=LEVELS.index(level), **sizes)
-    for name, array in arrays.items():
-        setattr(scan, name, None if array is None else array.data_ptr())
-    if _library().scan_run(ctypes.byref(scan), int(backward), torch.get_num_threads()):
-        raise MemoryError("the selective scan found no memory for its buffers")
-
-
-def _partition(items: int, channels: int, level: str) -> dict[str, int]:
-    """Cut items first, then channels, so that every thread has as much to do as the others.
-
-    Sums over channels need a copy for each segment of channels, sums over items a much smaller one for each item group.
+    Example:
+        >>> bool(unavailable()) or available_levels()[0] == "baseline"
+        True
     """
-    threads = torch.get_num_threads()
-    item_groups = math.gcd(items, threads)
-    blocks = -(-channels // _LANES[LEVELS.index(level)])
-    return {"item_groups": item_groups, "segments": min(threads // item_groups, blocks)}
+    return LEVELS[: _library().scan_best_level() + 1]
 
 
 def _level(level: str) -> str:
@@ -100,295 +100,186 @@ def _level(level: str) -> str:
     return level or known[-1]
 
 
-def _padded(channels: int) -> int:
-    return -(-channels // 16) * 16
+def _inputs(*tensors: Tensor | None) -> dict[str, Tensor | None]:
+    return {name: None if t is None else t.contiguous() for name, t in zip(_INPUTS, tensors, strict=True)}
 
 
-def _states(like: Tensor, items: int, directions: int, length: int, state: int, channels: int, save: bool) -> Tensor:
-    if not save:
-        return like.new_empty((0,))
-    return like.new_empty(items, directions, -(-length // _chunk()), state, _padded(channels))
-
-
-_operators = torch.library.Library("selective_scan", "DEF")
-_operators.define(
-    "scan_1d(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus,"
-    ' bool save_states, str level="") -> (Tensor, Tensor)'
-)
-_operators.define(
-    "scan_1d_backward(Tensor grad_y, Tensor states, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D,"
-    ' Tensor? delta_bias, bool delta_softplus, str level="")'
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_operators.define(
-    "scan_2d(Tensor x, Tensor x_dbl, Tensor dt_weight, Tensor A, Tensor D, Tensor dt_bias, bool save_states,"
-    ' str level="") -> (Tensor, Tensor)'
-)
-_operators.define(
-    "scan_2d_backward(Tensor grad_y, Tensor states, Tensor x, Tensor x_dbl, Tensor dt_weight, Tensor A, Tensor D,"
-    ' Tensor dt_bias, str level="") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)'
-)
-
-
-def _contiguous(*tensors: Tensor | None) -> list[Any]:
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
-
-
-def _sizes_1d(u: Tensor, A: Tensor, B: Tensor, softplus: bool, level: str) -> dict[str, int]:
-    batch, channels, length = u.shape
-    groups = B.shape[1]
+def _sizes(u: Tensor, B: Tensor | None, dt_weight: Tensor | None, A: Tensor) -> dict[str, int]:
+    """What `struct scan` says of the shapes."""
+    if B is not None:
+        batch, groups = B.shape[:2]
+        channels, height, width = u.shape[1] // groups, 1, u.shape[2]
+        sizes = {"directions": 1, "items": batch * groups, "groups": groups}
+    else:
+        batch, height, width, channels = u.shape
+        sizes = {"directions": 4, "items": batch, "groups": 1}
     return {
-        "directions": 1,
-        "items": batch * groups,
-        "groups": groups,
-        "channels": channels // groups,
-        "height": 1,
-        "width": length,
-        "state": A.shape[1],
-        "rank": 0,
-        "softplus": int(softplus),
-        "padded_channels": _padded(channels // groups),
-        **_partition(batch * groups, channels // groups, level),
-    }
-
-
-def _sizes_2d(x: Tensor, dt_weight: Tensor, A: Tensor, level: str) -> dict[str, int]:
-    batch, height, width, channels = x.shape
-    return {
-        "directions": 4,
-        "items": batch,
-        "groups": 1,
+        **sizes,
         "channels": channels,
+        "padded_channels": -(-channels // _LANES[-1]) * _LANES[-1],
         "height": height,
         "width": width,
         "state": A.shape[1],
-        "rank": dt_weight.shape[2],
-        "softplus": 1,
-        "padded_channels": _padded(channels),
-        **_partition(batch, channels, level),
+        "rank": 0 if dt_weight is None else dt_weight.shape[2],
     }
 
 
-@torch.library.impl(_operators, "scan_1d", "CPU")
-def _scan_1d(
+def _partition(items: int, channels: int, level: str) -> dict[str, int]:
+    """Cuts items first, then channels, so that every thread has as much to do as the others.
+
+    Sums over channels need a copy for each segment of channels, sums over items a much smaller one for each item group.
+    """
+    threads = torch.get_num_threads()
+    item_groups = math.gcd(items, threads)
+    blocks = -(-channels // _LANES[LEVELS.index(level)])
+    return {"item_groups": item_groups, "segments": min(threads // item_groups, blocks)}
+
+
+def _states_shape(sizes: dict[str, int], save: bool) -> tuple[int, ...]:
+    chunks = -(-sizes["height"] * sizes["width"] // _chunk())
+    return (sizes["items"], sizes["directions"], chunks, sizes["state"], sizes["padded_channels"]) if save else (0,)
+
+
+def _run(
+    backward: bool, sizes: dict[str, int], softplus: bool, level: str, arrays: Mapping[str, Tensor | None]
+) -> None:
+    scan = _Scan(softplus=int(softplus), level=LEVELS.index(level), **sizes)
+    for name, array in arrays.items():
+        if array is not None:
+            if array.dtype != torch.float32 or not array.is_contiguous():
+                raise TypeError(f"the kernel takes contiguous float32, not {name} of {array.dtype}")
+            setattr(scan, name, array.data_ptr())
+    if _library().scan_run(ctypes.byref(scan), int(backward), torch.get_num_threads()):
+        raise MemoryError("the selective scan found no memory for its buffers")
+
+
+@torch.library.custom_op("selective_scan::cpu_scan", mutates_args=(), device_types="cpu")
+def _scan(
     u: Tensor,
-    delta: Tensor,
+    delta: Tensor | None,
+    B: Tensor | None,
+    C: Tensor | None,
+    x_dbl: Tensor | None,
+    dt_weight: Tensor | None,
     A: Tensor,
-    B: Tensor,
-    C: Tensor,
     D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
+    bias: Tensor | None,
+    softplus: bool,
     save_states: bool,
-    level: str = "",
+    level: str,
 ) -> tuple[Tensor, Tensor]:
+    """y like u, and the states before each chunk if they are to be saved. All tensors are float32.
+
+    Args:
+        u: (batch, G·d, L) with `delta` like u, `B` and `C` (batch, G, N, L); or (B, H, W, d) with `x_dbl` (B, H, W, 4,
+            R + 2N) and `dt_weight` (4, d, R).
+        A: (channels, N), as D and bias, each a value for all channels, of all groups or directions.
+        level: one of `available_levels()`, or empty for the best.
+    """
     level = _level(level)
-    u, delta, A, B, C, D, delta_bias = _contiguous(u, delta, A, B, C, D, delta_bias)
-    sizes = _sizes_1d(u, A, B, delta_softplus, level)
-    y = torch.empty_like(u)
-    states = _states(u, sizes["items"], 1, u.shape[2], A.shape[1], sizes["channels"], save_states)
+    inputs = _inputs(u, delta, B, C, x_dbl, dt_weight, A, D, bias)
+    sizes = _sizes(u, B, dt_weight, A)
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)
+    states = u.new_empty(_states_shape(sizes, save_states))
     if u.numel():
-        arrays = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "bias": delta_bias, "y": y}
-        _run(False, level, sizes, {**arrays, "states": states if save_states else None})
+        sizes |= _partition(sizes["items"], sizes["channels"], level)
+        _run(False, sizes, softplus, level, {**inputs, "y": y, "states": states if save_states else None})
     return y, states
 
 
-@torch.library.impl(_operators, "scan_1d_backward", "CPU")
-def _scan_1d_backward(
+@torch.library.custom_op("selective_scan::cpu_scan_backward", mutates_args=(), device_types="cpu")
+def _scan_backward(
     grad_y: Tensor,
     states: Tensor,
     u: Tensor,
-    delta: Tensor,
+    delta: Tensor | None,
+    B: Tensor | None,
+    C: Tensor | None,
+    x_dbl: Tensor | None,
+    dt_weight: Tensor | None,
     A: Tensor,
-    B: Tensor,
-    C: Tensor,
     D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    level: str = "",
-) -> tuple[Tensor, ...]:
+    bias: Tensor | None,
+    softplus: bool,
+    level: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of u … bias, arguments as of the scan; an empty tensor for one that is not there."""
     level = _level(level)
-    grad_y, u, delta, A, B, C, D, delta_bias = _contiguous(grad_y, u, delta, A, B, C, D, delta_bias)
-    sizes = _sizes_1d(u, A, B, delta_softplus, level)
-    item_groups, segments = sizes["item_groups"], sizes["segments"]
-    grad_u, grad_delta = torch.empty_like(u), torch.empty_like(u)
-    grad_B, grad_C = u.new_empty(segments, *B.shape), u.new_empty(segments, *C.shape)
-    grad_A = u.new_zeros(item_groups, *A.shape)
-    grad_D, grad_bias = u.new_zeros(item_groups, len(A)), u.new_zeros(item_groups, len(A))
-    if u.numel():
-        arrays = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "bias": delta_bias, "states": states}
-        gradients = {"grad_y": grad_y, "grad_u": grad_u, "grad_delta": grad_delta, "grad_B": grad_B, "grad_C": grad_C}
-        sums = {"grad_A": grad_A, "grad_D": grad_D, "grad_bias": grad_bias}
-        _run(True, level, sizes, {**arrays, **gradients, **sums})
-    return grad_u, grad_delta, *(_sum(part) for part in (grad_A, grad_B, grad_C, grad_D, grad_bias))
+    inputs = _inputs(u, delta, B, C, x_dbl, dt_weight, A, D, bias)
+    if not u.numel():
+        return tuple(u.new_empty(0) if tensor is None else torch.zeros_like(tensor) for tensor in inputs.values())  # type: ignore[return-value]
+    sizes = _sizes(u, B, dt_weight, A)
+    sizes |= _partition(sizes["items"], sizes["channels"], level)
+    gradients: dict[str, Tensor] = {}
+    for name, tensor in inputs.items():
+        if tensor is None:
+            continue
+        if name in ("u", "delta"):
+            gradients[name] = torch.empty_like(tensor)
+        elif name in ("B", "C", "x_dbl"):
+            gradients[name] = tensor.new_empty(sizes["segments"], *tensor.shape)
+        else:
+            gradients[name] = tensor.new_zeros(sizes["item_groups"], *tensor.shape)
+    outputs = {f"grad_{name}": gradient for name, gradient in gradients.items()}
+    _run(True, sizes, softplus, level, {**inputs, **outputs, "states": states, "grad_y": grad_y.contiguous()})
+    # The tasks' copies are added in this order, whatever the threads did.
+    for name in gradients.keys() - {"u", "delta"}:
+        copies = gradients[name]
+        gradients[name] = copies[0] if len(copies) == 1 else copies.sum(0)
+    return tuple(gradients[name] if name in gradients else u.new_empty(0) for name in _INPUTS)  # type: ignore[return-value]
 
 
-@torch.library.impl(_operators, "scan_2d", "CPU")
-def _scan_2d(
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    save_states: bool,
-    level: str = "",
-) -> tuple[Tensor, Tensor]:
-    level = _level(level)
-    x, x_dbl, dt_weight, A, D, dt_bias = _contiguous(x, x_dbl, dt_weight, A, D, dt_bias)
-    sizes = _sizes_2d(x, dt_weight, A, level)
-    y = torch.empty_like(x)
-    states = _states(x, len(x), 4, x.shape[1] * x.shape[2], A.shape[1], x.shape[3], save_states)
-    if x.numel():
-        arrays = {"u": x, "x_dbl": x_dbl, "dt_weight": dt_weight, "A": A, "D": D, "bias": dt_bias, "y": y}
-        _run(False, level, sizes, {**arrays, "states": states if save_states else None})
-    return y, states
-
-
-@torch.library.impl(_operators, "scan_2d_backward", "CPU")
-def _scan_2d_backward(
-    grad_y: Tensor,
-    states: Tensor,
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    level: str = "",
-) -> tuple[Tensor, ...]:
-    level = _level(level)
-    grad_y, x, x_dbl, dt_weight, A, D, dt_bias = _contiguous(grad_y, x, x_dbl, dt_weight, A, D, dt_bias)
-    sizes = _sizes_2d(x, dt_weight, A, level)
-    item_groups, segments = sizes["item_groups"], sizes["segments"]
-    grad_x, grad_x_dbl = torch.empty_like(x), x.new_empty(segments, *x_dbl.shape)
-    grad_dt_weight, grad_A = x.new_zeros(item_groups, *dt_weight.shape), x.new_zeros(item_groups, *A.shape)
-    grad_D, grad_dt_bias = x.new_zeros(item_groups, *D.shape), x.new_zeros(item_groups, *dt_bias.shape)
-    if x.numel():
-        arrays = {"u": x, "x_dbl": x_dbl, "dt_weight": dt_weight, "A": A, "D": D, "bias": dt_bias, "states": states}
-        gradients = {"grad_y": grad_y, "grad_u": grad_x, "grad_x_dbl": grad_x_dbl, "grad_dt_weight": grad_dt_weight}
-        sums = {"grad_A": grad_A, "grad_D": grad_D, "grad_bias": grad_dt_bias}
-        _run(True, level, sizes, {**arrays, **gradients, **sums})
-    return grad_x, *(_sum(part) for part in (grad_x_dbl, grad_dt_weight, grad_A, grad_D, grad_dt_bias))
-
-
-def _sum(parts: Tensor) -> Tensor:
-    """Add the tasks' copies; in this order whatever the threads did."""
-    return parts[0] if len(parts) == 1 else parts.sum(0)
-
-
-@torch.library.register_fake("selective_scan::scan_1d", lib=_operators)
-def _scan_1d_fake(
+@_scan.register_fake
+def _scan_fake(
     u: Tensor,
-    delta: Tensor,
+    delta: Tensor | None,
+    B: Tensor | None,
+    C: Tensor | None,
+    x_dbl: Tensor | None,
+    dt_weight: Tensor | None,
     A: Tensor,
-    B: Tensor,
-    C: Tensor,
     D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
+    bias: Tensor | None,
+    softplus: bool,
     save_states: bool,
-    level: str = "",
+    level: str,
 ) -> tuple[Tensor, Tensor]:
-    batch, groups = B.shape[:2]
-    states = _states(u, batch * groups, 1, u.shape[2], A.shape[1], u.shape[1] // groups, save_states)
-    return u.new_empty(u.shape), states
+    return u.new_empty(u.shape), u.new_empty(_states_shape(_sizes(u, B, dt_weight, A), save_states))
 
 
-@torch.library.register_fake("selective_scan::scan_1d_backward", lib=_operators)
-def _scan_1d_backward_fake(
-    grad_y: Tensor,
-    states: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    level: str = "",
-) -> tuple[Tensor, ...]:
-    shapes: list[Sequence[int]] = [u.shape, u.shape, A.shape, B.shape, C.shape, A.shape[:1], A.shape[:1]]
-    return tuple(u.new_empty(shape) for shape in shapes)
+@_scan_backward.register_fake
+def _scan_backward_fake(grad_y: Tensor, states: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    u, *tensors = arguments[: len(_INPUTS)]
+    return tuple(u.new_empty(0 if tensor is None else tensor.shape) for tensor in (u, *tensors))
 
 
-@torch.library.register_fake("selective_scan::scan_2d", lib=_operators)
-def _scan_2d_fake(
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    save_states: bool,
-    level: str = "",
-) -> tuple[Tensor, Tensor]:
-    states = _states(x, x.shape[0], 4, x.shape[1] * x.shape[2], A.shape[1], x.shape[3], save_states)
-    return x.new_empty(x.shape), states
-
-
-@torch.library.register_fake("selective_scan::scan_2d_backward", lib=_operators)
-def _scan_2d_backward_fake(
-    grad_y: Tensor,
-    states: Tensor,
-    x: Tensor,
-    x_dbl: Tensor,
-    dt_weight: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    level: str = "",
-) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(tensor.shape) for tensor in (x, x_dbl, dt_weight, A, D, dt_bias))
-
-
-def _setup_context_1d(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.softplus, ctx.saved, ctx.level = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward_1d(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, states = ctx.saved_tensors
     if not ctx.saved:
-        _, states = torch.ops.selective_scan.scan_1d(*tensors, ctx.softplus, True, ctx.level)
-    gradients = torch.ops.selective_scan.scan_1d_backward(grad_y, states, *tensors, ctx.softplus, ctx.level)
+        _, states = _scan(*tensors, ctx.softplus, True, ctx.level)
+    gradients = _scan_backward(grad_y, states, *tensors, ctx.softplus, ctx.level)
     wanted = [None if tensor is None else gradient for tensor, gradient in zip(tensors, gradients, strict=True)]
     return *wanted, None, None, None
-
-
-def _setup_context_2d(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.saved, ctx.level = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _backward_2d(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, states = ctx.saved_tensors
-    if not ctx.saved:
-        _, states = torch.ops.selective_scan.scan_2d(*tensors, True, ctx.level)
-    return *torch.ops.selective_scan.scan_2d_backward(grad_y, states, *tensors, ctx.level), None, None
-
-
-torch.library.register_autograd(
-    "selective_scan::scan_1d", _backward_1d, setup_context=_setup_context_1d, lib=_operators
-)
-torch.library.register_autograd(
-    "selective_scan::scan_2d", _backward_2d, setup_context=_setup_context_2d, lib=_operators
-)
 
 
 def _backward_twice(ctx: Any, *gradients: Tensor) -> None:
     raise NotImplementedError("backend 'cpu' has no second derivatives of the selective scan; use backend='parallel'")
 
 
-torch.library.register_autograd("selective_scan::scan_1d_backward", _backward_twice, lib=_operators)
-torch.library.register_autograd("selective_scan::scan_2d_backward", _backward_twice, lib=_operators)
+_scan.register_autograd(_backward, setup_context=_setup_context)
+_scan_backward.register_autograd(_backward_twice)
 
 
-def _wants_gradients(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+def _scan_float32(*tensors: Tensor | None, softplus: bool, level: str) -> Tensor:
+    inputs = [None if tensor is None else tensor.float() for tensor in tensors]
+    save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    return _scan(*inputs, softplus, save, level)[0]
 
 
 def selective_scan(
@@ -402,16 +293,23 @@ def selective_scan(
     delta_softplus: bool,
     level: str = "",
 ) -> Tensor:
-    """The contract of `networks.selective_scan.selective_scan`; `level` forces one of `available_levels()`."""
-    tensors = [None if tensor is None else tensor.float() for tensor in (u, delta, A, B, C, D, delta_bias)]
-    y, _ = torch.ops.selective_scan.scan_1d(*tensors, delta_softplus, _wants_gradients(*tensors), level)
+    """The contract of `networks.selective_scan.selective_scan`; `level` forces one of `available_levels()`.
+
+    Raises:
+        RuntimeError: when the kernel is not built.
+        ValueError: when the processor does not have the level.
+    """
+    y = _scan_float32(u, delta, B, C, None, None, A, D, delta_bias, softplus=delta_softplus, level=level)
     return y.to(u.dtype)
 
 
 def selective_scan_2d(
     x: Tensor, x_dbl: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, level: str = ""
 ) -> Tensor:
-    """The contract of `networks.selective_scan.selective_scan_2d`; `level` forces one of `available_levels()`."""
-    tensors = [tensor.float() for tensor in (x, x_dbl, dt_weight, A, D, dt_bias)]
-    y, _ = torch.ops.selective_scan.scan_2d(*tensors, _wants_gradients(*tensors), level)
-    return y.to(x.dtype)
+    """The contract of `networks.selective_scan.selective_scan_2d`; `level` as `selective_scan`'s.
+
+    Raises:
+        RuntimeError: when the kernel is not built.
+        ValueError: when the processor does not have the level.
+    """
+    return _scan_float32(x, None, None, None, x_dbl, dt_weight, A, D, dt_bias, softplus=True, level=level).to(x.dtype)

@@ -1,7 +1,8 @@
-/* The selective scan and its gradients for CPUs: run-time choice of the instruction set, tasks and threads.
+/* The selective scan and its gradients for CPUs: run-time choice of the instruction set, tasks and
+ * threads. No PyTorch, no Python: cpu.py loads this library with ctypes.
  *
- * scan_cpu_kernel.h holds the arithmetic and is compiled once for each instruction set. No PyTorch, no Python: cpu.py
- * loads this library with ctypes.
+ * scan_cpu_vectors.h, _task.h, _forward.h and _backward.h, in this order of reading, hold the
+ * arithmetic. scan_cpu_baseline.c, _avx2.c and _avx512.c compile them for one instruction set each.
  */
 #include "scan_cpu.h"
 
@@ -29,7 +30,8 @@ EXPORT int64_t scan_best_level(void)
 
 typedef int (*task_function)(const struct scan *, int64_t);
 
-/* States decay towards zero, and subnormal numbers are slow: flush them while a task runs. */
+/* States decay towards zero, and subnormal numbers are slow: while a task runs they count as zero,
+ * as results (bit 15, FTZ) and as operands (bit 6, DAZ). */
 static int run_task(task_function task, const struct scan *s, int64_t index)
 {
 #if defined(__x86_64__)
@@ -43,8 +45,8 @@ static int run_task(task_function task, const struct scan *s, int64_t index)
 #endif
 }
 
-/* Each task owns its results, so that a fixed number of threads gives the same bits every time. Returns 0, or 1 when
- * memory ran out. */
+/* Each task owns its results, so that a fixed number of threads gives the same bits every time.
+ * Returns 0, or 1 when memory ran out. */
 EXPORT int scan_run(const struct scan *s, int backward, int threads)
 {
     static const task_function forward_functions[] = {
@@ -65,7 +67,8 @@ EXPORT int scan_run(const struct scan *s, int backward, int threads)
     int64_t tasks = s->item_groups * s->segments;
     int failed = 0;
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(| : failed) if (tasks > 1 && threads > 1)
+#pragma omp parallel for num_threads(threads) schedule(static, 1)                                  \
+    reduction(| : failed) if (tasks > 1 && threads > 1)
 #endif
     for (int64_t index = 0; index < tasks; index++)
         failed |= run_task(task, s, index);

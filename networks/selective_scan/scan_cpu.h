@@ -1,14 +1,16 @@
-/* What networks/selective_scan/cpu.py hands to the kernel; its ctypes.Structure lists the same fields in the same order.
+/* What networks/selective_scan/cpu.py hands to the kernel; its ctypes.Structure lists the same
+ * fields in the same order.
  *
- * An item is one sequence family that shares nothing with another item: one image (2-D), or one group of one batch
- * element (1-D). Every array is contiguous float32. Absent arrays are NULL.
+ * An item is one sequence family that shares nothing with another item: one image (2-D), or one
+ * group of one batch element (1-D). Every array is contiguous float32. Absent arrays are NULL.
  */
 #ifndef SCAN_CPU_H
 #define SCAN_CPU_H
 
 #include <stdint.h>
 
-/* Positions handled at a time; the forward pass saves the states before each chunk for the backward pass. */
+/* Positions handled at a time. Where gradients are wanted, the forward pass saves the states before
+ * each chunk. */
 #define CHUNK 64
 
 struct scan {
@@ -51,7 +53,8 @@ struct scan {
     float *grad_bias;
 };
 
-/* The tasks, once for each instruction set: task `index` of item_groups * segments. 0, or 1 when memory ran out. */
+/* The tasks, once for each instruction set: task `index` of item_groups * segments. 0, or 1 when
+ * memory ran out. */
 int forward_baseline(const struct scan *s, int64_t index);
 int backward_baseline(const struct scan *s, int64_t index);
 int forward_avx2(const struct scan *s, int64_t index);

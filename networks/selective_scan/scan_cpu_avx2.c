@@ -11,7 +11,8 @@
 #define MIN(a, b) _mm256_min_ps(a, b)
 #define VL 8
 #define NB 8
-#include "scan_cpu_kernel.h"
+#include "scan_cpu_forward.h"
+#include "scan_cpu_backward.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -1,4 +1,5 @@
-/* The scan with AVX-512: vectors of sixteen, and a table of sixteen in a register for the exponential. */
+/* The scan with AVX-512: vectors of sixteen, and a table of sixteen in a register for the
+ * exponential. The vectors stay whole whatever width the compiler's tuning prefers. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #if defined(__clang__)
@@ -12,7 +13,8 @@
 #define VL 16
 #define NB 16
 #define TABLE_EXP2
-#include "scan_cpu_kernel.h"
+#include "scan_cpu_forward.h"
+#include "scan_cpu_backward.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -2,4 +2,5 @@
 #define ISA baseline
 #define VL 4
 #define NB 4
-#include "scan_cpu_kernel.h"
+#include "scan_cpu_forward.h"
+#include "scan_cpu_backward.h"

@@ -1,7 +1,12 @@
 """Every backend of the selective scan against the published implementation's goldens and the float64 reference."""
 
+from __future__ import annotations
+
 import functools
 import pathlib
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
@@ -16,10 +21,13 @@ from tests.golden import fill
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "selective_scan.npz"
 NAMES_1D = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 
+Backend = tuple[ModuleType, dict[str, Any]]
+Tensors = dict[str, Tensor]
+
 needs_kernel = pytest.mark.skipif(bool(cpu.unavailable()), reason=cpu.unavailable())
 
 
-def _float32_backends():
+def _float32_backends() -> Iterator[Any]:
     """`parallel`, and the native kernel once for each instruction set."""
     yield pytest.param((parallel, {}), id="parallel")
     for level in cpu.LEVELS:
@@ -33,7 +41,7 @@ def _float32_backends():
 float32_backends = pytest.mark.parametrize("backend", list(_float32_backends()))
 
 
-def _inputs_1d(batch, groups, width, length, state, seed=0):
+def _inputs_1d(batch: int, groups: int, width: int, length: int, state: int, seed: int = 0) -> Tensors:
     g = torch.Generator().manual_seed(seed)
     channels = groups * width
     return {
@@ -47,8 +55,8 @@ def _inputs_1d(batch, groups, width, length, state, seed=0):
     }
 
 
-def _inputs_2d(batch, height, width, channels, rank, state, seed=0):
-    g = torch.Generator().manual_seed(seed)
+def _inputs_2d(batch: int, height: int, width: int, channels: int, rank: int, state: int) -> Tensors:
+    g = torch.Generator().manual_seed(0)
     return {
         "x": torch.randn(batch, height, width, channels, generator=g, dtype=torch.float64),
         "x_dbl": torch.randn(batch, height, width, 4, rank + 2 * state, generator=g, dtype=torch.float64),
@@ -59,45 +67,45 @@ def _inputs_2d(batch, height, width, channels, rank, state, seed=0):
     }
 
 
-def _run(function, inputs, dtype=torch.float32):
+def _run(function: Callable[..., Tensor], inputs: Tensors, dtype: torch.dtype = torch.float32) -> Tensors:
     """The output and the gradient of every input under a fixed cotangent, as float64, by name."""
-    leaves = {name: None if t is None else t.to(dtype).clone().requires_grad_() for name, t in inputs.items()}
+    leaves = {name: t.to(dtype).clone().requires_grad_() for name, t in inputs.items()}
     y = function(**leaves)
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y.backward(cotangent.to(y.dtype))
-    gradients = {name: t.grad.double() for name, t in leaves.items() if t is not None}
-    return {"y": y.detach().double(), **gradients}
+    return {"y": y.detach().double(), **{name: t.grad.double() for name, t in leaves.items()}}
 
 
-def _assert_close(results, expected, tolerance):
+def _assert_close(results: Tensors, expected: Tensors, tolerance: float) -> None:
     assert results.keys() == expected.keys()
     for name, value in results.items():
         assert value.shape == expected[name].shape
         scale = expected[name].norm()
-        if name == "delta_bias":  # its gradient is a sum that may cancel: rounding is measured against the terms
+        if name in ("A", "D", "delta_bias") and "delta" in expected:
+            # These gradients are sums over positions that may cancel: rounding is measured against the terms.
             scale = max(scale, expected["delta"].norm())
         error = (value - expected[name]).norm()
         assert error <= tolerance * scale, f"{name}: {error / scale:.2g}"
 
 
-def _scan_1d(backend, softplus=True):
+def _scan_1d(backend: Backend, softplus: bool = True) -> Callable[..., Tensor]:
     module, options = backend
-    return functools.partial(module.selective_scan, delta_softplus=softplus, **options)
+    return functools.partial(module.selective_scan, D=None, delta_bias=None, delta_softplus=softplus, **options)
 
 
-def _scan_2d(backend):
+def _scan_2d(backend: Backend) -> Callable[..., Tensor]:
     module, options = backend
     return functools.partial(module.selective_scan_2d, **options)
 
 
 @functools.cache
-def _expected_1d(*shape):
+def _expected_1d(*shape: int) -> Tensors:
     """The float64 reference on `_inputs_1d(*shape)`."""
     return _run(_scan_1d((reference, {})), _inputs_1d(*shape), torch.float64)
 
 
-def _golden_inputs():
-    def noise(name, *shape):
+def _golden_inputs() -> tuple[Tensors, Tensor]:
+    def noise(name: str, *shape: int) -> Tensor:
         return torch.from_numpy(fill._noise(name, shape, 0))
 
     return {
@@ -119,7 +127,7 @@ def _golden_inputs():
         *(pytest.param(*p.values, torch.float32, 1e-5, id=p.id, marks=p.marks) for p in _float32_backends()),
     ],
 )
-def test_golden(backend, dtype, tolerance):
+def test_golden(backend: Backend, dtype: torch.dtype, tolerance: float) -> None:
     inputs, cotangent = _golden_inputs()
     leaves = {name: t.to(dtype).requires_grad_() for name, t in inputs.items()}
     y = _scan_1d(backend)(**leaves)
@@ -131,8 +139,9 @@ def test_golden(backend, dtype, tolerance):
 
 @float32_backends
 @pytest.mark.parametrize(
-    ("batch", "groups", "width", "length", "state"),
+    "shape",
     [
+        # batch, groups, width, length, state
         (1, 1, 1, 1, 1),
         (2, 1, 16, 63, 16),
         (1, 3, 17, 64, 16),
@@ -143,8 +152,7 @@ def test_golden(backend, dtype, tolerance):
         (1, 1, 3, 9, 256),
     ],
 )
-def test_1d_agrees_with_reference(backend, batch, groups, width, length, state):
-    shape = (batch, groups, width, length, state)
+def test_1d_agrees_with_reference(backend: Backend, shape: tuple[int, ...]) -> None:
     _assert_close(_run(_scan_1d(backend), _inputs_1d(*shape)), _expected_1d(*shape), 2e-6)
 
 
@@ -160,20 +168,30 @@ def test_1d_agrees_with_reference(backend, batch, groups, width, length, state):
     skip=st.booleans(),
     bias=st.booleans(),
 )
-def test_1d_any_shape(backend, batch, groups, width, length, state, softplus, skip, bias):
+def test_1d_any_shape(
+    backend: Backend,
+    batch: int,
+    groups: int,
+    width: int,
+    length: int,
+    state: int,
+    softplus: bool,
+    skip: bool,
+    bias: bool,
+) -> None:
     inputs = _inputs_1d(batch, groups, width, length, state, seed=length)
     if not softplus:
         inputs["delta"] = inputs["delta"].abs()
         inputs["delta_bias"] = inputs["delta_bias"].abs()
     if not skip:
-        inputs["D"] = None
+        del inputs["D"]
     if not bias:
-        inputs["delta_bias"] = None
+        del inputs["delta_bias"]
     expected = _run(_scan_1d((reference, {}), softplus), inputs, torch.float64)
     _assert_close(_run(_scan_1d(backend, softplus), inputs), expected, 1e-5)
 
 
-def _four_scans(x, x_dbl, dt_weight, A, D, dt_bias):
+def _four_scans(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor) -> Tensor:
     """The two-dimensional scan from its definition: walk the image four ways, scan, and put the results back."""
     height, width, channels = x.shape[1:]
     rank, state = dt_weight.shape[2], A.shape[1]
@@ -193,7 +211,7 @@ def _four_scans(x, x_dbl, dt_weight, A, D, dt_bias):
 
 
 @functools.cache
-def _expected_2d(*shape):
+def _expected_2d(*shape: int) -> Tensors:
     """The definition's results in float64 on `_inputs_2d(*shape)`."""
     return _run(_four_scans, _inputs_2d(*shape), torch.float64)
 
@@ -211,20 +229,20 @@ SHAPES_2D = [
 
 
 @pytest.mark.parametrize("shape", SHAPES_2D)
-def test_reference_2d_is_four_scans(shape):
+def test_reference_2d_is_four_scans(shape: tuple[int, ...]) -> None:
     results = _run(reference.selective_scan_2d, _inputs_2d(*shape), torch.float64)
     _assert_close(results, _expected_2d(*shape), 1e-12)
 
 
 @float32_backends
 @pytest.mark.parametrize("shape", SHAPES_2D)
-def test_2d_agrees_with_definition(backend, shape):
+def test_2d_agrees_with_definition(backend: Backend, shape: tuple[int, ...]) -> None:
     _assert_close(_run(_scan_2d(backend), _inputs_2d(*shape)), _expected_2d(*shape), 3e-6)
 
 
 @float32_backends
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_low_precision_is_computed_in_float32(backend, dtype):
+def test_low_precision_is_computed_in_float32(backend: Backend, dtype: torch.dtype) -> None:
     """Nothing is lost but what rounding the inputs and the result loses."""
     eps = torch.finfo(dtype).eps
     inputs = {name: t.to(dtype).double() for name, t in _inputs_1d(2, 2, 9, 33, 16).items()}
@@ -237,7 +255,7 @@ def test_low_precision_is_computed_in_float32(backend, dtype):
 
 
 @float32_backends
-def test_strong_decay_and_growth(backend):
+def test_strong_decay_and_growth(backend: Backend) -> None:
     """Exponents far outside float32's range decay to nothing, and positive A grows as it should."""
     inputs = _inputs_1d(1, 1, 20, 70, 16)
     inputs["A"] = inputs["A"] * torch.logspace(-3, 4, 20, dtype=torch.float64)[:, None]
@@ -252,7 +270,7 @@ def test_strong_decay_and_growth(backend):
 
 @float32_backends
 @pytest.mark.parametrize("name", NAMES_1D)
-def test_nan_is_not_swallowed(backend, name):
+def test_nan_is_not_swallowed(backend: Backend, name: str) -> None:
     inputs = {key: t.float() for key, t in _inputs_1d(1, 1, 4, 20, 16).items()}
     inputs[name].view(-1)[-1] = torch.nan
     y = _scan_1d(backend)(**inputs)
@@ -260,7 +278,7 @@ def test_nan_is_not_swallowed(backend, name):
 
 
 @float32_backends
-def test_slow_decay(backend):
+def test_slow_decay(backend: Backend) -> None:
     """States that remember a thousand positions: an error of the exponential adds up, were it more than rounding."""
     inputs = _inputs_1d(1, 1, 16, 1500, 4)
     inputs["u"], inputs["B"], inputs["C"] = (inputs[name].abs() for name in ("u", "B", "C"))
@@ -271,7 +289,7 @@ def test_slow_decay(backend):
 
 
 @pytest.mark.parametrize("name", available_backends("cpu"))
-def test_inputs_need_not_be_contiguous(name):
+def test_inputs_need_not_be_contiguous(name: str) -> None:
     inputs = {key: t.float() for key, t in _inputs_1d(2, 2, 8, 20, 16).items()}
     strided = {key: torch.stack([t, t], -1)[..., 1] for key, t in inputs.items()}
     strided["u"] = inputs["u"].transpose(1, 2).contiguous().transpose(1, 2)
@@ -282,7 +300,7 @@ def test_inputs_need_not_be_contiguous(name):
 
 
 @pytest.mark.parametrize("name", available_backends("cpu"))
-def test_one_group_may_be_left_out(name):
+def test_one_group_may_be_left_out(name: str) -> None:
     inputs = _inputs_1d(2, 1, 8, 20, 16)
     squeezed = {**inputs, "B": inputs["B"][:, 0], "C": inputs["C"][:, 0]}
     call = functools.partial(selective_scan, delta_softplus=True, backend=name)
@@ -290,7 +308,7 @@ def test_one_group_may_be_left_out(name):
 
 
 @pytest.mark.parametrize("name", available_backends("cpu"))
-def test_empty_batch(name):
+def test_empty_batch(name: str) -> None:
     inputs = {key: t[:0] if key in ("x", "x_dbl") else t for key, t in _inputs_2d(1, 3, 4, 8, 2, 4).items()}
     results = _run(functools.partial(selective_scan_2d, backend=name), inputs)
     assert results["y"].shape == (0, 3, 4, 8)
@@ -299,7 +317,7 @@ def test_empty_batch(name):
     assert _run(functools.partial(selective_scan, backend=name), inputs)["y"].shape == (0, 8, 5)
 
 
-def test_only_reference_follows_float64():
+def test_only_reference_follows_float64() -> None:
     inputs = _inputs_2d(1, 6, 6, 8, 2, 4)
     for name in available_backends("cpu"):
         y = selective_scan_2d(**inputs, backend=name)
@@ -309,7 +327,7 @@ def test_only_reference_follows_float64():
 
 
 @pytest.fixture
-def threads():
+def threads() -> Iterator[Callable[[int], None]]:
     """Sets the number of threads; the old one comes back."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
@@ -319,8 +337,8 @@ def threads():
 @needs_kernel
 @pytest.mark.parametrize("level", cpu.LEVELS)
 @pytest.mark.parametrize("shape", [(1, 9, 11, 50, 3, 16), (2, 8, 9, 33, 5, 6), (3, 8, 9, 33, 5, 6)])
-def test_threads(threads, level, shape):
-    """The result repeats to the bit for a number of threads, and hardly depends on it."""
+def test_threads(threads: Callable[[int], None], level: str, shape: tuple[int, ...]) -> None:
+    """The result repeats to the bit for a number of threads, and depends on it by rounding only."""
     if level not in cpu.available_levels():
         pytest.skip(f"this processor has no {level}")
     inputs = _inputs_2d(*shape)
@@ -336,7 +354,7 @@ def test_threads(threads, level, shape):
 
 @needs_kernel
 @pytest.mark.parametrize("level", cpu.LEVELS)
-def test_more_threads_than_work(threads, level):
+def test_more_threads_than_work(threads: Callable[[int], None], level: str) -> None:
     if level not in cpu.available_levels():
         pytest.skip(f"this processor has no {level}")
     threads(8)
@@ -346,36 +364,48 @@ def test_more_threads_than_work(threads, level):
 
 
 @needs_kernel
-def test_unknown_instruction_set():
+def test_unknown_instruction_set() -> None:
     inputs = {name: t.float() for name, t in _inputs_2d(1, 2, 2, 1, 1, 1).items()}
     with pytest.raises(ValueError, match="'mmx' is not one of this processor's: baseline"):
         cpu.selective_scan_2d(**inputs, level="mmx")
 
 
+def _operator_inputs() -> Iterator[list[Tensor | None]]:
+    """The tensors of both contracts as the operator takes them: u, delta, B, C, x_dbl, dt_weight, A, D, bias."""
+    u, delta, A, B, C, D, bias = (t.float() for t in _inputs_1d(2, 2, 5, 70, 3).values())
+    yield [u, delta, B, C, None, None, A, D, bias]
+    yield [u, delta, B, C, None, None, A, None, None]
+    x, x_dbl, dt_weight, A, D, bias = (t.float() for t in _inputs_2d(2, 3, 4, 5, 2, 3).values())
+    yield [x, None, None, None, x_dbl, dt_weight, A, D, bias]
+
+
 @needs_kernel
 @pytest.mark.parametrize("save", [False, True])
-def test_opcheck(save):
-    def leaves(inputs):
-        return [t.float().requires_grad_() for t in inputs.values()]
-
-    one, two = _inputs_1d(2, 2, 5, 70, 3), _inputs_2d(2, 3, 4, 5, 2, 3)
-    torch.library.opcheck(torch.ops.selective_scan.scan_1d, (*leaves(one), True, save))
-    torch.library.opcheck(torch.ops.selective_scan.scan_1d, (*leaves(one)[:5], None, None, False, save))
-    torch.library.opcheck(torch.ops.selective_scan.scan_2d, (*leaves(two), save))
+def test_opcheck(save: bool) -> None:
+    for tensors in _operator_inputs():
+        leaves = [None if t is None else t.requires_grad_() for t in tensors]
+        torch.library.opcheck(torch.ops.selective_scan.cpu_scan, (*leaves, True, save, ""))
 
 
 @needs_kernel
-def test_opcheck_backward():
-    one = [t.float() for t in _inputs_1d(2, 2, 5, 70, 3).values()]
-    y, states = torch.ops.selective_scan.scan_1d(*one, True, True)
-    torch.library.opcheck(torch.ops.selective_scan.scan_1d_backward, (y, states, *one, True))
-    two = [t.float() for t in _inputs_2d(2, 3, 4, 5, 2, 3).values()]
-    y, states = torch.ops.selective_scan.scan_2d(*two, True)
-    torch.library.opcheck(torch.ops.selective_scan.scan_2d_backward, (y, states, *two))
+def test_opcheck_backward() -> None:
+    for tensors in _operator_inputs():
+        y, states = torch.ops.selective_scan.cpu_scan(*tensors, True, True, "")
+        torch.library.opcheck(torch.ops.selective_scan.cpu_scan_backward, (y, states, *tensors, True, ""))
 
 
 @needs_kernel
-def test_second_derivatives_are_refused():
+def test_what_the_kernel_cannot_read_is_refused() -> None:
+    """A double read as float, or a field that `struct scan` does not have, would give numbers from nowhere."""
+    tensors = [None if t is None else t.double() for t in next(_operator_inputs())]
+    with pytest.raises(TypeError, match=r"float32, not u of torch\.float64"):
+        torch.ops.selective_scan.cpu_scan(*tensors, True, False, "")
+    with pytest.raises(AttributeError, match="hieght"):
+        cpu._Scan(hieght=3)
+
+
+@needs_kernel
+def test_second_derivatives_are_refused() -> None:
     inputs = {name: t.float().requires_grad_() for name, t in _inputs_2d(1, 2, 2, 3, 1, 2).items()}
     (gradient,) = torch.autograd.grad(cpu.selective_scan_2d(**inputs).sum(), inputs["x"], create_graph=True)
     with pytest.raises(NotImplementedError, match="backend='parallel'"):
@@ -383,7 +413,7 @@ def test_second_derivatives_are_refused():
 
 
 @needs_kernel
-def test_gradients_by_finite_differences():
+def test_gradients_by_finite_differences() -> None:
     """The kernel's gradients against its own forward pass: a directional derivative for each input."""
     inputs = _inputs_2d(1, 4, 5, 6, 2, 3)
     gradients = _run(cpu.selective_scan_2d, inputs)
@@ -400,7 +430,7 @@ def test_gradients_by_finite_differences():
 
 
 @pytest.mark.parametrize("name", available_backends("cpu"))
-def test_no_gradients_where_none_are_wanted(name):
+def test_no_gradients_where_none_are_wanted(name: str) -> None:
     inputs = {key: t.float() for key, t in _inputs_2d(1, 3, 4, 5, 2, 3).items()}
     assert not selective_scan_2d(**inputs, backend=name).requires_grad
     inputs["A"].requires_grad_()
@@ -413,12 +443,12 @@ def test_no_gradients_where_none_are_wanted(name):
 
 
 @pytest.mark.parametrize("name", available_backends("cpu"))
-def test_autocast_scans_in_float32(name):
+def test_autocast_scans_in_float32(name: str) -> None:
     inputs = {key: t.float() for key, t in _inputs_2d(1, 7, 8, 16, 4, 16).items()}
     inputs["x"] = inputs["x"].bfloat16()
     expected = selective_scan_2d(**inputs, backend=name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y: Tensor = selective_scan_2d(**inputs, backend=name)
+        y = selective_scan_2d(**inputs, backend=name)
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, expected)
 
@@ -436,7 +466,7 @@ def test_autocast_scans_in_float32(name):
         ("C", lambda t: t.to("meta"), ValueError, "C is on meta, but u is on cpu"),
     ],
 )
-def test_bad_input_1d(name, change, error, message):
+def test_bad_input_1d(name: str, change: Callable[[Tensor], Tensor], error: type[Exception], message: str) -> None:
     inputs = _inputs_1d(2, 2, 3, 9, 4)
     inputs[name] = change(inputs[name])
     with pytest.raises(error, match=message):
@@ -453,7 +483,7 @@ def test_bad_input_1d(name, change, error, message):
         ("dt_bias", lambda t: t.reshape(-1), r"dt_bias has shape \(20,\), expected \(4, 5\)"),
     ],
 )
-def test_bad_input_2d(name, change, message):
+def test_bad_input_2d(name: str, change: Callable[[Tensor], Tensor], message: str) -> None:
     inputs = _inputs_2d(1, 3, 4, 5, 2, 4)
     inputs[name] = change(inputs[name])
     with pytest.raises(ValueError, match=message):
