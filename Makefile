@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SCAN := $(wildcard networks/selective_scan/*.c networks/selective_scan/*.h)
 
-.PHONY: demo busi test lint bench clean
+.PHONY: demo busi test lint lint-c sanitize bench clean
 
 $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(SCAN)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \
@@ -58,6 +58,26 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lint-c: $(INSTALLED)
+	$(BIN)/clang-format --dry-run --Werror $(SCAN)
+	gcc -std=gnu11 -Wall -Wextra -Werror -fopenmp -fsyntax-only $(filter %.c,$(SCAN))
+
+# The kernel's tests with AddressSanitizer and UndefinedBehaviorSanitizer, on a copy that holds nothing but their build.
+# libstdc++ is loaded with them, or they cannot follow PyTorch's exceptions; Python never frees all, so leaks do not count.
+SANITIZE := build/sanitize
+SANITIZERS = $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libstdc++.so.6)
+
+sanitize: $(INSTALLED)
+	rm -rf $(SANITIZE)
+	mkdir -p $(SANITIZE)
+	cp -R networks tests setup.cfg $(SANITIZE)
+	rm -f $(SANITIZE)/networks/selective_scan/*.so
+	gcc -std=gnu11 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -fopenmp \
+		-shared -fPIC $(filter %.c,$(SCAN)) -o $(SANITIZE)/networks/selective_scan/scan_cpu.so
+	cd $(SANITIZE) && LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0:malloc_context_size=1 OMP_NUM_THREADS=2 \
+		$(abspath $(BIN))/python -m pytest --capture=sys tests/networks/test_selective_scan.py \
+		-k "threads or cpu and (any_shape or definition) and not long and not large"
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
