@@ -1,9 +1,13 @@
 """Builds the native kernel of the selective scan, where there is a C compiler; metadata is in setup.cfg."""
 
-from distutils.errors import CompileError, LinkError
+import sys
+
+if sys.hexversion < 0x030B0000:
+    sys.exit(f"This package needs Python 3.11 or newer; this is Python {sys.version.split()[0]}")
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
 
 FOLDER = "networks/selective_scan/"
 

@@ -278,3 +278,11 @@ def test_installs_without_a_compiler(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "no-such-compiler" in result.stdout + result.stderr
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_an_older_python_is_refused_in_one_line() -> None:
+    code = "import runpy, sys; sys.hexversion = 0x030A0000; runpy.run_path('setup.py')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("This package needs Python 3.11 or newer")
+    assert result.stderr.count("\n") == 1
