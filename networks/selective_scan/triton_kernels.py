@@ -64,31 +64,44 @@ def _rows(pointers, places, stride, left, mask, TILE: tl.constexpr):
 
 
 @triton.jit
+def _softplus(z):
+    """max(z, 0) + log(1 + e) with e = exp(−|z|); of small e the series, because 1 + e has lost its last bits."""
+    e = tl.exp(-tl.abs(z))
+    series = e * (1 - e * (1 / 2 - e * (1 / 3 - e * (1 / 4 - e * (1 / 5 - e * (1 / 6 - e * (1 / 7)))))))
+    return tl.maximum(z, 0.0) + tl.where(e < 0.1, series, tl.log(1 + e))
+
+
+@triton.jit
+def _softplus_slope(d):
+    """The derivative where softplus is d: 1 − exp(−d); of small d the series."""
+    series = d * (1 - d * (1 / 2) * (1 - d * (1 / 3) * (1 - d * (1 / 4) * (1 - d * (1 / 5) * (1 - d * (1 / 6))))))
+    return tl.where(d < 0.25, series, 1 - tl.exp(-d))
+
+
+@triton.jit
 def _deltas(
-    delta,
-    projected,
-    weight,
-    bias,
+    source,
     places,
-    stride,
-    projected_stride,
-    channels,
     left,
-    mask,
+    GROUPS: tl.constexpr,
     RANK: tl.constexpr,
+    STATE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Δ at a tile's positions, read or, of rank R > 0, computed from its low-rank factors.
 
-    Where no position is left Δ is zero, which leaves every state as it is.
+    Where no position is left Δ is zero, which leaves every state as it is. `source` holds what stays the same from tile
+    to tile: pointers to delta, projected and weight, the bias, the stride of delta, the channels and their mask.
     """
+    delta, projected, weight, bias, stride, channels, mask = source
     if RANK == 0:
         rows = _rows(delta, places, stride, left, mask, TILE)
         raw = ()
         for i in tl.static_range(TILE):
             raw = raw + (rows[i] + bias,)
     else:
+        projected_stride: tl.constexpr = GROUPS * (RANK + 2 * STATE)
         raw = ()
         for _ in tl.static_range(TILE):
             raw = raw + (bias,)
@@ -100,12 +113,7 @@ def _deltas(
             raw = added
     deltas = ()
     for i in tl.static_range(TILE):
-        value = raw[i]
-        if SOFTPLUS:
-            # max(z, 0) + log(1 + e); of small e the series, because 1 + e has lost its last bits.
-            e = tl.exp(-tl.abs(value))
-            series = e * (1 - e * (1 / 2 - e * (1 / 3 - e * (1 / 4 - e * (1 / 5 - e * (1 / 6 - e * (1 / 7)))))))
-            value = tl.maximum(value, 0.0) + tl.where(e < 0.1, series, tl.log(1 + e))
+        value = _softplus(raw[i]) if SOFTPLUS else raw[i]
         deltas = deltas + (tl.where(i < left, value, 0.0),)
     return deltas
 
@@ -120,12 +128,66 @@ def _advance(h, A, deltas, xs, projections, places, stride, n, STATE: tl.constex
 
 
 @triton.jit
-def _square(n, c, channels):
-    """Offsets of all states of a block of channels, the states in a lane's registers, the channels along the lanes.
+def _program(
+    batch,
+    length,
+    channels,
+    GROUPS: tl.constexpr,
+    STATE: tl.constexpr,
+    STATE_BLOCK: tl.constexpr,
+    IMAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """What a program works on, and where that lies.
 
-    Were they known to be aligned, wide loads would give a lane several channels and fewer states.
+    Returns:
+        item, group, segment.
+        c, mask: its channels, and which of them exist.
+        n, square, square_mask: the states; offsets of all states of its channels, and which of them exist.
+        offset, stride: of its channels at position 0 in x and arrays like it, and from one position to the next.
+        out: as `offset`, where each group writes for itself.
     """
-    return tl.multiple_of(n[:, None] * channels + c[None, :], (1, 1))
+    group = tl.program_id(0) % GROUPS
+    item = (tl.program_id(0) // GROUPS).to(tl.int64)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    n = tl.arange(0, STATE_BLOCK)
+    mask = c < channels
+    # The states in a lane's registers, the channels along the lanes. Were the offsets known to be aligned, wide loads
+    # would give a lane several channels and fewer states.
+    square = tl.multiple_of(n[:, None] * channels + c[None, :], (1, 1))
+    square_mask = (n < STATE)[:, None] & mask[None, :]
+    if IMAGE:
+        stride = channels
+        offset = item * length * channels + c
+        out = (group * batch + item) * length * channels + c
+    else:
+        stride = GROUPS * channels
+        offset = item * length * stride + group * channels + c
+        out = offset
+    return item, group, tl.program_id(2), c, mask, n, square, square_mask, offset, stride, out
+
+
+@triton.jit
+def _state_back(deltas, inputs, dys, a, state, g, grad_A, Bs, Cs, grad_inputs, grad_decays, TILE: tl.constexpr):
+    """One of a tile's states, from `state` before it forward once more, and its adjoint g back."""
+    kept = ()
+    grad_Cs = ()
+    for i in tl.static_range(TILE):
+        decayed = tl.exp2(deltas[i] * a) * state
+        state = decayed + inputs[i] * Bs[i]
+        kept = kept + (decayed,)
+        grad_Cs = grad_Cs + (tl.sum(dys[i] * state, 0),)
+    grad_Bs = ()
+    added_inputs = ()
+    added_decays = ()
+    for i in tl.static_range(TILE - 1, -1, -1):
+        g += dys[i] * Cs[i]
+        grad_Bs = (tl.sum(g * inputs[i], 0),) + grad_Bs
+        added_inputs = (grad_inputs[i] + g * Bs[i],) + added_inputs
+        added_decays = (grad_decays[i] + g * kept[i] * a,) + added_decays
+        grad_A += g * kept[i] * deltas[i]
+        g *= tl.exp2(deltas[i] * a)
+    return g, grad_A, added_inputs, added_decays, grad_Bs, grad_Cs
 
 
 @triton.jit(do_not_specialize=["length", "height", "width", "segments", "segment_tiles"])
@@ -158,24 +220,14 @@ def segment_ends(
 
     As ADJOINT the values are dy, the scan runs backwards, and the result is what the segment hands to the one before.
     """
-    group = tl.program_id(0) % GROUPS
-    item = (tl.program_id(0) // GROUPS).to(tl.int64)
-    segment = tl.program_id(2)
-    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    n = tl.arange(0, STATE_BLOCK)
-    mask = c < channels
-    square = _square(n, c, channels)
-    square_mask = (n < STATE)[:, None] & mask[None, :]
-    if IMAGE:
-        stride = channels
-        offset = item * length * channels + c
-    else:
-        stride = GROUPS * channels
-        offset = item * length * stride + group * channels + c
+    item, group, segment, c, mask, n, square, square_mask, offset, stride, _ = _program(
+        1, length, channels, GROUPS, STATE, STATE_BLOCK, IMAGE, BLOCK
+    )
     size: tl.constexpr = RANK + 2 * STATE
     projected += (item * length * GROUPS + group) * size
     decay = tl.load(A + group * STATE * channels + square, mask=square_mask, other=0.0)
     bias_row = tl.load(bias + group * channels + c, mask=mask, other=0.0)
+    source = (delta + offset, projected, weight + group * RANK * channels + c, bias_row, stride, channels, mask)
 
     h = tl.zeros((STATE_BLOCK, BLOCK), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -186,21 +238,7 @@ def segment_ends(
         left = length - tile * TILE
         places = _places(tile, group, length, height, width, IMAGE, TILE)
         rows = _rows(values + offset, places, stride, left, mask, TILE)
-        deltas = _deltas(
-            delta + offset,
-            projected,
-            weight + group * RANK * channels + c,
-            bias_row,
-            places,
-            stride,
-            GROUPS * size,
-            channels,
-            left,
-            mask,
-            RANK,
-            SOFTPLUS,
-            TILE,
-        )
+        deltas = _deltas(source, places, left, GROUPS, RANK, STATE, SOFTPLUS, TILE)
         if ADJOINT:
             for i in tl.static_range(TILE - 1, -1, -1):
                 C = tl.load(projected + places[i] * (GROUPS * size) + RANK + STATE + n, mask=n < STATE, other=0.0)
@@ -282,27 +320,15 @@ def forward(
     CHUNK: tl.constexpr,
 ):
     """y of each group, of an image (groups, batch, L, channels), and the states before each chunk."""
-    group = tl.program_id(0) % GROUPS
-    item = (tl.program_id(0) // GROUPS).to(tl.int64)
-    segment = tl.program_id(2)
-    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    n = tl.arange(0, STATE_BLOCK)
-    mask = c < channels
-    square = _square(n, c, channels)
-    square_mask = (n < STATE)[:, None] & mask[None, :]
-    if IMAGE:
-        stride = channels
-        offset = item * length * channels + c
-        out = (group * batch + item) * length * channels + c
-    else:
-        stride = GROUPS * channels
-        offset = item * length * stride + group * channels + c
-        out = offset
+    item, group, segment, c, mask, n, square, square_mask, offset, stride, out = _program(
+        batch, length, channels, GROUPS, STATE, STATE_BLOCK, IMAGE, BLOCK
+    )
     size: tl.constexpr = RANK + 2 * STATE
     projected += (item * length * GROUPS + group) * size
     decay = tl.load(A + group * STATE * channels + square, mask=square_mask, other=0.0)
     skip = tl.load(D + group * channels + c, mask=mask, other=0.0)
     bias_row = tl.load(bias + group * channels + c, mask=mask, other=0.0)
+    source = (delta + offset, projected, weight + group * RANK * channels + c, bias_row, stride, channels, mask)
 
     sequence = item * GROUPS + group
     h = tl.load(starts + (sequence * segments + segment) * STATE * channels + square, mask=square_mask, other=0.0)
@@ -315,21 +341,7 @@ def forward(
             left = length - tile * TILE
             places = _places(tile, group, length, height, width, IMAGE, TILE)
             xs = _rows(x + offset, places, stride, left, mask, TILE)
-            deltas = _deltas(
-                delta + offset,
-                projected,
-                weight + group * RANK * channels + c,
-                bias_row,
-                places,
-                stride,
-                GROUPS * size,
-                channels,
-                left,
-                mask,
-                RANK,
-                SOFTPLUS,
-                TILE,
-            )
+            deltas = _deltas(source, places, left, GROUPS, RANK, STATE, SOFTPLUS, TILE)
             ys = ()
             for i in tl.static_range(TILE):
                 row = projected + places[i] * (GROUPS * size) + RANK + n
@@ -382,28 +394,16 @@ def backward(
     adjoints: (batch, groups, segments, N, channels), what comes into each segment; is overwritten.
     tile_states: (batch, groups, segments, CHUNK / TILE, N, channels), for the programs' own use.
     """
-    group = tl.program_id(0) % GROUPS
-    item = (tl.program_id(0) // GROUPS).to(tl.int64)
-    segment = tl.program_id(2)
-    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    n = tl.arange(0, STATE_BLOCK)
-    mask = c < channels
-    square = _square(n, c, channels)
-    square_mask = (n < STATE)[:, None] & mask[None, :]
-    if IMAGE:
-        stride = channels
-        offset = item * length * channels + c
-        out = (group * batch + item) * length * channels + c
-    else:
-        stride = GROUPS * channels
-        offset = item * length * stride + group * channels + c
-        out = offset
+    item, group, segment, c, mask, n, square, square_mask, offset, stride, out = _program(
+        batch, length, channels, GROUPS, STATE, STATE_BLOCK, IMAGE, BLOCK
+    )
     size: tl.constexpr = RANK + 2 * STATE
     projected += (item * length * GROUPS + group) * size
     grad_projected += ((tl.program_id(1) * batch + item) * length * GROUPS + group) * (2 * STATE)
     A += group * STATE * channels
     skip = tl.load(D + group * channels + c, mask=mask, other=0.0)
     bias_row = tl.load(bias + group * channels + c, mask=mask, other=0.0)
+    source = (delta + offset, projected, weight + group * RANK * channels + c, bias_row, stride, channels, mask)
 
     sequence = item * GROUPS + group
     row = sequence * segments + segment
@@ -427,21 +427,7 @@ def backward(
             left = length - tile * TILE
             places = _places(tile, group, length, height, width, IMAGE, TILE)
             xs = _rows(x + offset, places, stride, left, mask, TILE)
-            deltas = _deltas(
-                delta + offset,
-                projected,
-                weight + group * RANK * channels + c,
-                bias_row,
-                places,
-                stride,
-                GROUPS * size,
-                channels,
-                left,
-                mask,
-                RANK,
-                SOFTPLUS,
-                TILE,
-            )
+            deltas = _deltas(source, places, left, GROUPS, RANK, STATE, SOFTPLUS, TILE)
             h = _advance(h, decay, deltas, xs, projected + RANK, places, GROUPS * size, n, STATE, TILE)
         # Here and after each tile, lanes may read what others wrote.
         tl.debug_barrier()
@@ -450,21 +436,7 @@ def backward(
             tile = last - 1 - tile_step
             left = length - tile * TILE
             places = _places(tile, group, length, height, width, IMAGE, TILE)
-            deltas = _deltas(
-                delta + offset,
-                projected,
-                weight + group * RANK * channels + c,
-                bias_row,
-                places,
-                stride,
-                GROUPS * size,
-                channels,
-                left,
-                mask,
-                RANK,
-                SOFTPLUS,
-                TILE,
-            )
+            deltas = _deltas(source, places, left, GROUPS, RANK, STATE, SOFTPLUS, TILE)
             xs = _rows(x + offset, places, stride, left, mask, TILE)
             dys = _rows(grad_y + offset, places, stride, left, mask, TILE)
             inputs = ()
@@ -487,25 +459,9 @@ def backward(
                     C = tl.load(projected + places[i] * (GROUPS * size) + RANK + STATE + m)
                     Bs = Bs + (B,)
                     Cs = Cs + (C,)
-                kept = ()
-                grad_Cs = ()
-                for i in tl.static_range(TILE):
-                    decayed = tl.exp2(deltas[i] * a) * state
-                    state = decayed + inputs[i] * Bs[i]
-                    kept = kept + (decayed,)
-                    grad_Cs = grad_Cs + (tl.sum(dys[i] * state, 0),)
-                grad_Bs = ()
-                added_inputs = ()
-                added_decays = ()
-                for i in tl.static_range(TILE - 1, -1, -1):
-                    g += dys[i] * Cs[i]
-                    grad_Bs = (tl.sum(g * inputs[i], 0),) + grad_Bs
-                    added_inputs = (grad_inputs[i] + g * Bs[i],) + added_inputs
-                    added_decays = (grad_decays[i] + g * kept[i] * a,) + added_decays
-                    grad_A += g * kept[i] * deltas[i]
-                    g *= tl.exp2(deltas[i] * a)
-                grad_inputs = added_inputs
-                grad_decays = added_decays
+                g, grad_A, grad_inputs, grad_decays, grad_Bs, grad_Cs = _state_back(
+                    deltas, inputs, dys, a, state, g, grad_A, Bs, Cs, grad_inputs, grad_decays, TILE
+                )
                 tl.store(adjoints + m * channels, g, mask=mask)
                 tl.store(sums + m * channels, grad_A, mask=mask)
                 for i in tl.static_range(TILE):
@@ -520,12 +476,7 @@ def backward(
                 tl.store(grad_x + out + places[i] * stride, value.to(grad_x.dtype.element_ty), mask=inside)
                 value = grad_inputs[i] * xs[i] + LN_2 * grad_decays[i]
                 if SOFTPLUS:
-                    # Its derivative is 1 − exp(−Δ); of small Δ the series.
-                    d = deltas[i]
-                    series = d * (
-                        1 - d * (1 / 2) * (1 - d * (1 / 3) * (1 - d * (1 / 4) * (1 - d * (1 / 5) * (1 - d * (1 / 6)))))
-                    )
-                    value *= tl.where(d < 0.25, series, 1 - tl.exp(-d))
+                    value *= _softplus_slope(deltas[i])
                 value = tl.where(inside, value, 0.0)
                 tl.store(grad_delta + out + places[i] * stride, value.to(grad_delta.dtype.element_ty), mask=inside)
                 grad_bias += value
