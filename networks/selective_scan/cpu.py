@@ -298,6 +298,12 @@ def selective_scan(
     Raises:
         RuntimeError: when the kernel is not built.
         ValueError: when the processor does not have the level.
+
+    Example:
+        >>> u, one = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.ones(1, 1, 3)
+        >>> arguments = [u, one, torch.zeros(1, 1), one[:, None], one[:, None], None, None, False]
+        >>> unavailable() != "" or selective_scan(*arguments, level="baseline").tolist() == [[[1.0, 3.0, 6.0]]]
+        True
     """
     y = _scan_float32(u, delta, B, C, None, None, A, D, delta_bias, softplus=delta_softplus, level=level)
     return y.to(u.dtype)
@@ -311,5 +317,11 @@ def selective_scan_2d(
     Raises:
         RuntimeError: when the kernel is not built.
         ValueError: when the processor does not have the level.
+
+    Example:
+        >>> x, x_dbl, dt_weight = torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4, 7), torch.ones(4, 4, 1)
+        >>> arguments = [x, x_dbl, dt_weight, -torch.ones(16, 3), torch.ones(16), torch.ones(4, 4)]
+        >>> unavailable() != "" or selective_scan_2d(*arguments, level="baseline").shape == x.shape
+        True
     """
     return _scan_float32(x, None, None, None, x_dbl, dt_weight, A, D, dt_bias, softplus=True, level=level).to(x.dtype)

@@ -3,6 +3,8 @@
 Directions: 0 row-major, 1 column-major, 2 and 3 the reverses of 0 and 1.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,14 @@ def to_sequences(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, state: int) -> tup
 
     Returns:
         u (B, 4·d, L), delta before bias and softplus (B, 4·d, L), B and C (B, 4, N, L).
+
+    Example:
+        >>> x = torch.arange(4.0).reshape(1, 2, 2, 1)
+        >>> to_sequences(x, torch.zeros(1, 2, 2, 4, 3), torch.zeros(4, 1, 1), state=1)[0]
+        tensor([[[0., 1., 2., 3.],
+                 [0., 2., 1., 3.],
+                 [3., 2., 1., 0.],
+                 [3., 1., 2., 0.]]])
     """
     batch, height, width, channels = x.shape
     rank = dt_weight.shape[2]
@@ -35,7 +45,13 @@ def to_sequences(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, state: int) -> tup
 
 
 def from_sequences(y: Tensor, height: int, width: int) -> Tensor:
-    """Put the four results (B, 4·d, L) back to their positions and sum them: (B, H, W, d)."""
+    """Put the four results (B, 4·d, L) back to their positions and sum them: (B, H, W, d).
+
+    Example:
+        >>> y = torch.tensor([[[0.0, 1, 2, 3], [0, 2, 1, 3], [3, 2, 1, 0], [3, 1, 2, 0]]])
+        >>> from_sequences(y, 2, 2).flatten()
+        tensor([ 0.,  4.,  8., 12.])
+    """
     batch, channels = y.shape[0], y.shape[1] // 4
     by_direction = y.reshape(batch, 4, channels, height * width)
     rows = by_direction[:, 0] + by_direction[:, 2].flip(-1)

@@ -55,7 +55,18 @@ def selective_scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> Tensor:
-    """The contract of `networks.selective_scan.selective_scan`."""
+    """The contract of `networks.selective_scan.selective_scan`.
+
+    Raises:
+        ImportError: when the kernel is not there; `unavailable()` says how to get it.
+
+    Example:
+        >>> u, one = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.ones(1, 1, 3)
+        >>> arguments = [u, one, torch.zeros(1, 1), one[:, None], one[:, None]]
+        >>> y = [[[1.0, 3.0, 6.0]]]
+        >>> unavailable() != "" or selective_scan(*(t.cuda() for t in arguments), None, None, False).tolist() == y
+        True
+    """
     y = _kernel()(
         u.float().contiguous(),
         delta.float().contiguous(),
@@ -70,7 +81,11 @@ def selective_scan(
 
 
 def selective_scan_2d(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor) -> Tensor:
-    """The contract of `networks.selective_scan.selective_scan_2d`, through the one-dimensional one."""
+    """The contract of `networks.selective_scan.selective_scan_2d`, through the one-dimensional one.
+
+    Raises:
+        ImportError: when the kernel is not there; `unavailable()` says how to get it.
+    """
     u, delta, B, C = to_sequences(x.float(), x_dbl.float(), dt_weight.float(), A.shape[1])
     y = selective_scan(u, delta, A, B, C, D, dt_bias.reshape(-1), True)
     return from_sequences(y, x.shape[1], x.shape[2]).to(x.dtype)

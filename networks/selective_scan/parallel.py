@@ -10,6 +10,8 @@ Memory without gradients: some 8 tensors of L values per channel and a dozen of 
 steps, some 8·L·N values per channel.
 """
 
+from __future__ import annotations
+
 import math
 
 import torch
@@ -29,7 +31,13 @@ def selective_scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> Tensor:
-    """The contract of `networks.selective_scan.selective_scan`, in float32; can be scripted."""
+    """The contract of `networks.selective_scan.selective_scan`, in float32; can be scripted.
+
+    Example:
+        >>> u, one = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.ones(1, 1, 3)
+        >>> selective_scan(u, one, torch.zeros(1, 1), one[:, None], one[:, None], None, None, False)
+        tensor([[[1., 3., 6.]]])
+    """
     batch, channels, length = u.shape
     groups, state = B.shape[1], A.shape[1]
     width = channels // groups
@@ -84,7 +92,13 @@ def selective_scan(
 
 
 def selective_scan_2d(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor) -> Tensor:
-    """The contract of `networks.selective_scan.selective_scan_2d`, in float32; can be scripted."""
+    """The contract of `networks.selective_scan.selective_scan_2d`, in float32; can be scripted.
+
+    Example:
+        >>> x, x_dbl, dt_weight = torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4, 7), torch.ones(4, 4, 1)
+        >>> selective_scan_2d(x, x_dbl, dt_weight, -torch.ones(16, 3), torch.ones(16), torch.ones(4, 4)).shape
+        torch.Size([1, 2, 3, 4])
+    """
     u, delta, B, C = to_sequences(x.float(), x_dbl.float(), dt_weight.float(), A.shape[1])
     y = selective_scan(u, delta, A, B, C, D, dt_bias.reshape(-1), True)
     return from_sequences(y, x.shape[1], x.shape[2]).to(x.dtype)

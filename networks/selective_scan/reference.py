@@ -6,6 +6,8 @@ and inflow ΔBu for all positions at once, (batch, channels, L, N) each, then a 
 h_t = exp(Δ_t A) h_{t−1} + Δ_t B_t u_t,  y_t = C_t · h_t + D u_t,  h_0 = 0   (Gu and Dao, arXiv 2312.00752, eq. 2–4)
 """
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +25,13 @@ def selective_scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> Tensor:
-    """Loop over the positions; float64 inputs are computed in float64, all others in float32."""
+    """Loop over the positions; float64 inputs are computed in float64, all others in float32.
+
+    Example:
+        >>> u, one = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.ones(1, 1, 3)
+        >>> selective_scan(u, one, torch.zeros(1, 1), one[:, None], one[:, None], None, None, False)
+        tensor([[[1., 3., 6.]]])
+    """
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     x, delta, A = u.to(dtype), delta.to(dtype), A.to(dtype)
     if delta_bias is not None:
@@ -47,7 +55,13 @@ def selective_scan(
 
 
 def selective_scan_2d(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor) -> Tensor:
-    """Four sequences, one scan, summed at their positions."""
+    """Four sequences, one scan, summed at their positions.
+
+    Example:
+        >>> x, x_dbl, dt_weight = torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4, 7), torch.ones(4, 4, 1)
+        >>> selective_scan_2d(x, x_dbl, dt_weight, -torch.ones(16, 3), torch.ones(16), torch.ones(4, 4)).shape
+        torch.Size([1, 2, 3, 4])
+    """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     u, delta, B, C = to_sequences(x.to(dtype), x_dbl.to(dtype), dt_weight.to(dtype), A.shape[1])
     y = selective_scan(u, delta, A, B, C, D, dt_bias.reshape(-1), True)

@@ -9,6 +9,8 @@ One operator serves both contracts. It takes an image (B, H, W, d), scanned in f
 sequences with the channels last (B, L, G·d), scanned forwards in G groups.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib
 import importlib.util
@@ -393,6 +395,16 @@ def selective_scan(
     """The contract of `networks.selective_scan.selective_scan`, on copies with the channels last.
 
     `segments` cuts the sequences into that many, where 0 leaves it to the size of the GPU.
+
+    Raises:
+        ImportError: when Triton is not there; `unavailable()` says how to get it.
+
+    Example:
+        >>> u, one = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.ones(1, 1, 3)
+        >>> arguments = [u, one, torch.zeros(1, 1), one[:, None], one[:, None]]
+        >>> y = [[[1.0, 3.0, 6.0]]]
+        >>> unavailable() != "" or selective_scan(*(t.cuda() for t in arguments), None, None, False).tolist() == y
+        True
     """
     groups, channels = B.shape[1], A.shape[0] // B.shape[1]
     zeros = torch.zeros(A.shape[0], device=A.device)
@@ -414,7 +426,11 @@ def selective_scan(
 def selective_scan_2d(
     x: Tensor, x_dbl: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, segments: int = 0
 ) -> Tensor:
-    """The contract of `networks.selective_scan.selective_scan_2d`; `segments` as `selective_scan`'s."""
+    """The contract of `networks.selective_scan.selective_scan_2d`; `segments` as `selective_scan`'s.
+
+    Raises:
+        ImportError: when Triton is not there; `unavailable()` says how to get it.
+    """
     directions, channels, _ = dt_weight.shape
     y = _run(
         _readable(x),
