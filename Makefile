@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SCAN := $(wildcard networks/selective_scan/*.c networks/selective_scan/*.h)
 
-.PHONY: demo busi test lint lint-c sanitize bench clean
+.PHONY: demo busi test lint sanitize bench clean
 
 $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(SCAN)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \
@@ -58,8 +58,6 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-lint-c: $(INSTALLED)
 	$(BIN)/clang-format --dry-run --Werror $(SCAN)
 	gcc -std=gnu11 -Wall -Wextra -Werror -fopenmp -fsyntax-only $(filter %.c,$(SCAN))
 
