@@ -16,6 +16,11 @@ from torch import nn
 from networks.cmunext import CMUNeXt, cmunext, cmunext_l, cmunext_s
 from tests.golden import fill
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 NETWORKS = json.loads((GOLDEN / "networks.json").read_text())
 FACTORIES = {

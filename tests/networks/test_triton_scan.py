@@ -1,5 +1,7 @@
 """The Triton kernels against the float64 reference: in Triton's interpreter, and on a GPU where there is one."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import functools
 import importlib.util
@@ -7,13 +9,19 @@ import multiprocessing
 import os
 import pathlib
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from networks.selective_scan import reference, triton_scan
 from tests.golden import fill
+
+Arrays = dict[str, Any]
+Run = Callable[..., Arrays]
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "selective_scan.npz"
 
@@ -21,7 +29,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 
 @pytest.fixture(scope="module")
-def interpreter():
+def interpreter() -> Iterator[Callable[..., Any]]:
     """A process in which Triton interprets its kernels: it decides that once, when it is imported."""
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -34,7 +42,7 @@ def interpreter():
 
 
 @pytest.fixture(params=["interpreter", "cuda"])
-def run(request):
+def run(request: pytest.FixtureRequest) -> Run:
     """`_run`, there or here."""
     if request.param == "interpreter":
         process = request.getfixturevalue("interpreter")
@@ -44,7 +52,7 @@ def run(request):
     return functools.partial(_run, device="cuda")
 
 
-def _inputs_1d(batch, groups, width, length, state):
+def _inputs_1d(batch: int, groups: int, width: int, length: int, state: int) -> Arrays:
     g = np.random.default_rng(0)
     channels = groups * width
     return {
@@ -58,7 +66,7 @@ def _inputs_1d(batch, groups, width, length, state):
     }
 
 
-def _inputs_2d(batch, height, width, channels, rank, state):
+def _inputs_2d(batch: int, height: int, width: int, channels: int, rank: int, state: int) -> Arrays:
     g = np.random.default_rng(0)
     return {
         "x": g.standard_normal((batch, height, width, channels)),
@@ -70,7 +78,14 @@ def _inputs_2d(batch, height, width, channels, rank, state):
     }
 
 
-def _run(module, inputs, dtype="float32", options=None, cotangent=None, device="cpu"):
+def _run(
+    module: str,
+    inputs: Arrays,
+    dtype: str = "float32",
+    options: dict[str, Any] | None = None,
+    cotangent: np.ndarray | None = None,
+    device: str = "cpu",
+) -> Arrays:
     """The output and the gradient of every input, as float64, by name; the inputs' names tell which scan.
 
     Arrays go in and come out, and the module's name, so that another process can do it.
@@ -89,7 +104,7 @@ def _run(module, inputs, dtype="float32", options=None, cotangent=None, device="
     return {name: t.cpu().double().numpy() for name, t in results.items()}
 
 
-def _assert_close(results, expected, tolerance):
+def _assert_close(results: Arrays, expected: Arrays, tolerance: float) -> None:
     assert results.keys() == expected.keys()
     for name, value in results.items():
         assert value.shape == expected[name].shape, name
@@ -97,10 +112,10 @@ def _assert_close(results, expected, tolerance):
         assert error <= tolerance * np.linalg.norm(expected[name]), f"{name}: {error:.2g}"
 
 
-def _compare(run, inputs, tolerance=2e-6, dtype="float32", segments=0, **options):
+def _compare(run: Run, inputs: Arrays, segments: int = 0, **options: Any) -> None:
     expected = _run(reference.__name__, inputs, "float64", options)
-    results = run(triton_scan.__name__, inputs, dtype, {**options, "segments": segments})
-    _assert_close(results, expected, tolerance)
+    results = run(triton_scan.__name__, inputs, "float32", {**options, "segments": segments})
+    _assert_close(results, expected, 2e-6)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +129,7 @@ def _compare(run, inputs, tolerance=2e-6, dtype="float32", segments=0, **options
         pytest.param((1, 11, 6, 2, 1, 1), 2, id="chunks and segments"),
     ],
 )
-def test_2d(run, shape, segments):
+def test_2d(run: Run, shape: tuple[int, ...], segments: int) -> None:
     _compare(run, _inputs_2d(*shape), segments=segments)
 
 
@@ -126,22 +141,22 @@ def test_2d(run, shape, segments):
         pytest.param((1, 1, 33, 130, 1), 2, id="segments of two chunks and one"),
     ],
 )
-def test_1d(run, shape, segments):
+def test_1d(run: Run, shape: tuple[int, ...], segments: int) -> None:
     _compare(run, _inputs_1d(*shape), segments=segments, delta_softplus=True)
 
 
-def test_1d_without_softplus_bias_and_skip(run):
+def test_1d_without_softplus_bias_and_skip(run: Run) -> None:
     inputs = {**_inputs_1d(1, 2, 3, 12, 2), "D": None, "delta_bias": None}
     inputs["delta"] = np.abs(inputs["delta"])
     _compare(run, inputs, delta_softplus=False)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_low_precision_is_computed_in_float32(run, dtype):
+def test_low_precision_is_computed_in_float32(run: Run, dtype: str) -> None:
     """Nothing is lost but what rounding the inputs and the result loses."""
     eps = torch.finfo(getattr(torch, dtype)).eps
 
-    def rounded(inputs):
+    def rounded(inputs: Arrays) -> Arrays:
         return {name: torch.tensor(a).to(getattr(torch, dtype)).double().numpy() for name, a in inputs.items()}
 
     cotangent = rounded({"y": np.random.default_rng(1).standard_normal((1, 2, 4, 3))})["y"]
@@ -153,11 +168,11 @@ def test_low_precision_is_computed_in_float32(run, dtype):
     _assert_close(run(triton_scan.__name__, inputs, dtype, {"delta_softplus": True}), expected, eps)
 
 
-def test_golden(run):
+def test_golden(run: Run) -> None:
     """The first of the four groups of the published implementation's result."""
     own = slice(0, 6)
 
-    def noise(name, *shape):
+    def noise(name: str, *shape: int) -> np.ndarray:
         return fill._noise(name, shape, 0)
 
     inputs = {
@@ -177,7 +192,7 @@ def test_golden(run):
     _assert_close(results, expected, 1e-5)
 
 
-def test_extreme_steps(run):
+def test_extreme_steps(run: Run) -> None:
     """Softplus and its slope where exp overflows, where it rounds to nothing, and where its series ends."""
     inputs = _inputs_1d(1, 1, 1, 24, 2)
     inputs["delta"] = np.concatenate([np.linspace(-60, 90, 16), np.linspace(-2.4, -1.2, 8)])[None, None]
@@ -188,10 +203,10 @@ def test_extreme_steps(run):
         np.testing.assert_allclose(results[name], expected[name], rtol=1e-4, atol=1e-30)
 
 
-def _operators():
+def _operators() -> None:
     """The operators keep PyTorch's rules, and torch.compile takes them whole."""
 
-    def normalized(delta, groups, rank):
+    def normalized(delta: Tensor | None, groups: int, rank: int) -> tuple[Tensor | None, ...]:
         g = torch.Generator().manual_seed(0)
         x = torch.randn(1, 2, 3, 2, generator=g) if delta is None else torch.randn(delta.shape, generator=g)
         projected = torch.randn(1, 6, groups, rank + 2, generator=g)
@@ -216,26 +231,23 @@ def _operators():
     assert inputs["x"].grad is not None
 
 
-def test_operators(interpreter):
+def test_operators(interpreter: Callable[..., Any]) -> None:
     interpreter(_operators)
 
 
-def _empty():
+def test_empty_batch() -> None:
     inputs = {name: torch.tensor(a).float() for name, a in _inputs_2d(1, 2, 3, 2, 1, 1).items()}
     for name in ("x", "x_dbl"):
         inputs[name] = inputs[name][:0]
     inputs["A"].requires_grad_()
     y = triton_scan.selective_scan_2d(**inputs)
     y.sum().backward()
-    return y.shape, inputs["A"].grad.abs().sum().item()
-
-
-def test_empty_batch():
-    assert _empty() == ((0, 2, 3, 2), 0)
+    assert y.shape == (0, 2, 3, 2)
+    assert not inputs["A"].grad.any()
 
 
 @pytest.mark.parametrize("kernel", ["segment_ends", "carry", "forward", "backward", "merge"])
-def test_kernel_compiles_for_a_gpu(kernel):
+def test_kernel_compiles_for_a_gpu(kernel: str) -> None:
     """To machine code for compute capability 8.0. The interpreter accepts more than the compiler."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("TRITON_INTERPRET=1: Triton compiles nothing")

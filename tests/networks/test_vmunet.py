@@ -13,6 +13,11 @@ from torch import Tensor
 from networks import VMUNet
 from tests.golden import fill
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = {"dims": (8, 16, 32, 64), "depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1, 1), "d_state": 4}
 CONFIGURATIONS = {
