@@ -81,13 +81,6 @@ def succeeds(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout + done.stderr
 
 
-def fails(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line of a command that must fail for a reason the user can mend."""
-    assert done.returncode != 0
-    assert "Traceback" not in done.stdout + done.stderr
-    return done.stderr.strip().splitlines()[-1]
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve images each, the lists of three splits, and five small CT volumes, one of them to test on."""

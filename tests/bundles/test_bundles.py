@@ -1,6 +1,6 @@
 """What the three bundles do: train, evaluate, predict, export; and what their configurations promise."""
 
-import csv
+import copy
 import importlib.util
 import json
 import re
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from monai.data import load_net_with_metadata
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -37,13 +37,13 @@ from tests.bundles.conftest import (
     Run,
     command,
     config,
-    fails,
     parsed,
     saved,
     succeeds,
     words,
 )
 from tests.bundles.test_recipes import RGB_MEAN, RGB_SD, l_shape
+from tests.helpers import read, rows_of
 
 Trained = Callable[[str], tuple[Path, str]]
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES)
@@ -54,6 +54,7 @@ SELECTION = {
     "vmunet_synapse": "24 images to train on, model selected by Dice on held-out training cases",
 }
 INPUT = {"cmunext_busi": "busi/images", "vmunet_isic": "isic17/val/images", "vmunet_synapse": "synapse/test_vol_h5"}
+TEST_LIST = dict(zip(BUNDLES, ("busi_val1.txt", "val.txt", "lists/lists_Synapse/test_vol.txt"), strict=True))
 STEPS = {"cmunext_busi": 2, "vmunet_isic": 2, "vmunet_synapse": 6}
 
 
@@ -122,17 +123,13 @@ def test_every_network_trains_on_every_data_set_by_its_definition_alone(
 
 
 @each_bundle
-@pytest.mark.parametrize("size", [[33, 47], [48, 32]])
-def test_images_need_not_be_square(
-    bundle: str, size: list[int], trained: Trained, options: Options, run: Run, tmp_path: Path
-) -> None:
-    run("training", config(bundle), **options(bundle, tmp_path, max_epochs=1, image_size=size))
-    chosen = options(bundle, tmp_path, image_size=size)
+def test_images_need_not_be_square(bundle: str, options: Options, run: Run, tmp_path: Path) -> None:
+    chosen = options(bundle, tmp_path, max_epochs=1, image_size=[33, 47])
+    run("training", config(bundle), **chosen)
     run("evaluating", config(bundle, "train", "evaluate"), **chosen)
-    with (tmp_path / "eval/metrics.csv").open() as file:
-        row = next(csv.DictReader(file))
+    row, *_ = rows_of(tmp_path / "eval")
     if bundle in PICTURES:
-        assert sum(int(row[key]) for key in ("tp", "fp", "fn", "tn")) == size[0] * size[1]
+        assert sum(int(row[key]) for key in ("tp", "fp", "fn", "tn")) == 33 * 47
 
 
 def test_a_training_may_start_from_weights_of_other_classes(
@@ -159,14 +156,8 @@ def test_evaluating_reports_under_both_rules(
     run("evaluating", config(bundle, "train", "evaluate"), **options(bundle, folder))
     published = {"cmunext_busi": "71.56", "vmunet_isic": "80.23", "vmunet_synapse": "81.08"}
     assert published[bundle] in capsys.readouterr().out
-    with (folder / "eval/metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    lists = {
-        "cmunext_busi": "busi_val1.txt",
-        "vmunet_isic": "val.txt",
-        "vmunet_synapse": "lists/lists_Synapse/test_vol.txt",
-    }
-    assert {row["case"] for row in rows} == set((data / DATA[bundle] / lists[bundle]).read_text().splitlines())
+    rows = rows_of(folder / "eval")
+    assert {row["case"] for row in rows} == set((data / DATA[bundle] / TEST_LIST[bundle]).read_text().splitlines())
     summary = json.loads((folder / "eval/summary.json").read_text())
     assert SELECTION[bundle].endswith(summary["selection"])
     if bundle == "vmunet_synapse":
@@ -199,7 +190,9 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @each_picture_bundle
-def test_masks_have_the_size_and_the_orientation_of_their_pictures(bundle: str, tmp_path: Path) -> None:
+def test_masks_have_the_size_and_the_orientation_of_their_pictures(
+    bundle: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pictures = tmp_path / "in"
     pictures.mkdir()
     drawn = {}
@@ -214,23 +207,18 @@ def test_masks_have_the_size_and_the_orientation_of_their_pictures(bundle: str, 
     drawn["red on blue"] = l_shape(50, 60)
 
     network = brightness_network(bundle, tmp_path / "model.pt")
-    chosen = {"input": pictures, "output_dir": tmp_path / "out", "ckpt_dir": tmp_path, "image_size": 64}
-    log = succeeds(
-        command(
-            "inferring", config(bundle, "inference"), tmp_path,
-            *words({**chosen, "network_def": network, "probabilities": True}),
-        )
-    )  # fmt: skip
-    assert f"masks of 6 files written to {tmp_path / 'out'}" in log
+    where = {"input": str(pictures), "output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path)}
+    run("inferring", config(bundle, "inference"), **where, image_size=64, network_def=network, probabilities=True)
+    assert f"masks of 6 files written to {tmp_path / 'out'}" in capsys.readouterr().out
     names = {f"{stem}_{kind}.png" for stem, kind in product(drawn, ("mask", "probability"))}
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
     for stem, shape in drawn.items():
-        mask = np.asarray(Image.open(tmp_path / "out" / f"{stem}_mask.png"))
+        mask = read(tmp_path / "out" / f"{stem}_mask.png")
         assert mask.shape == shape.shape
         assert set(np.unique(mask)) == {0, 255}
         assert overlap(mask > 0, shape) > 0.85, stem
         assert max(overlap(mask > 0, shape[::-1]), overlap(mask > 0, shape[:, ::-1])) < 0.5
-        probability = np.asarray(Image.open(tmp_path / "out" / f"{stem}_probability.png"))
+        probability = read(tmp_path / "out" / f"{stem}_probability.png")
         # 127 and 128 are what a probability of one half becomes
         np.testing.assert_array_equal(mask[probability > 128], 255)
         np.testing.assert_array_equal(mask[probability < 127], 0)
@@ -305,7 +293,7 @@ def test_a_folder_of_ones_own_with_several_classes(
     assert set(summary["protocols"]["pooled"]["classes"]) == {"cyst", "node", "shadow"}
     inference = {"input": str(own_folder / "images/a1.jpg"), "output_dir": str(tmp_path / "out"), "probabilities": True}
     run("inferring", config(bundle, "inference"), image_size=32, ckpt_dir=str(tmp_path), **inference, **classes)
-    mask = np.asarray(Image.open(tmp_path / "out/a1_mask.png"))
+    mask = read(tmp_path / "out/a1_mask.png")
     assert mask.shape == (36, 45)
     assert set(np.unique(mask)) <= {0, 85, 170, 255}
     assert len(list((tmp_path / "out").glob("a1_probability_[123].png"))) == 3
@@ -379,16 +367,10 @@ def test_two_processes_train_one_network(bundle: str, options: Options, tmp_path
 
 
 @each_bundle
-def test_missing_data_is_one_line_with_the_remedy(bundle: str, tmp_path: Path) -> None:
-    line = fails(command("training", config(bundle), tmp_path, "--dataset_dir", str(tmp_path)))
-    missing = "no prepared Synapse data" if bundle == "vmunet_synapse" else "no images to train on"
-    assert line.startswith(f"{tmp_path} holds {missing}")
-    assert "python -m prepare demo" in line
-
-
-@each_bundle
-def test_missing_input_and_checkpoint_are_one_line(bundle: str, run: Run, data: Path, tmp_path: Path) -> None:
+def test_missing_data_input_and_checkpoint_are_one_line(bundle: str, run: Run, data: Path, tmp_path: Path) -> None:
     small = {"network_def": OWN[bundle], "ckpt_dir": str(tmp_path)}
+    with pytest.raises(SystemExit, match=rf"^{tmp_path} holds no .* `python -m prepare demo .*$"):
+        run("training", config(bundle), **small, dataset_dir=str(tmp_path))
     with pytest.raises(SystemExit, match=r"no weight file .*model\.pt: train first, or name an existing checkpoint"):
         run("inferring", config(bundle, "inference"), **small, input=str(data / INPUT[bundle]))
     with pytest.raises(SystemExit, match=r"nowhere does not exist: give a file or a folder of them as --input"):
@@ -411,11 +393,12 @@ FILES = [*product(BUNDLES, [("train",), ("train", "evaluate"), ("train", "multi_
 
 @pytest.mark.parametrize(("bundle", "names"), FILES)
 def test_every_leaf_can_be_overridden(bundle: str, names: tuple[str, ...]) -> None:
-    plain = ConfigWorkflow(config(bundle, *names), logging_file=False).parser
-    ids = [leaf for leaf in leaves({key: value for key, value in plain.get().items() if key != "_meta_"})]
+    plain = parsed(bundle, *names).get()
+    ids = [leaf for leaf in leaves({key: value for key, value in plain.items() if key != "_meta_"})]
     assert len(ids) > 40
     for leaf in ids:
-        parser = ConfigWorkflow(config(bundle, *names), logging_file=False, **{leaf: "other"}).parser
+        parser = ConfigParser(copy.deepcopy(plain))
+        parser.update({leaf: "other"})
         parser.parse()
         assert parser.get_parsed_content(leaf, instantiate=False, eval_expr=False) == "other", leaf
 
@@ -436,19 +419,12 @@ def test_configurations_are_plain(bundle: str, names: tuple[str, ...]) -> None:
 
 
 @each_bundle
-@pytest.mark.parametrize("overlay", [(), ("evaluate",)])
-def test_every_part_builds(bundle: str, overlay: tuple[str, ...], options: Options, tmp_path: Path) -> None:
-    parser = parsed(bundle, "train", *overlay, **options(bundle, tmp_path))
-    for key in ("train#trainer", "validate#evaluator", "checkpoints"):
-        assert parser.get_parsed_content(key) is not None
-
-
-@each_bundle
 def test_what_must_be_equal_is(bundle: str) -> None:
     """A configuration is complete in its own file; what is written twice must not come to differ."""
     train, inference = (yaml.safe_load(Path(config(bundle, name)[0]).read_text()) for name in ("train", "inference"))
     shared = ("bundle_root", "image_size", "amp_dtype", "channels_last", "compile", "device", "classes", "network_def")
     assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
+    assert len({Path(config(name, "multi_gpu")[0]).read_text() for name in BUNDLES}) == 1
     volume = bundle == "vmunet_synapse"
     if volume:
         whole = yaml.safe_load(Path(config(bundle, "evaluate")[0]).read_text())["validate#preprocessing"]
@@ -479,34 +455,21 @@ def without(part: Any) -> Any:
     return {key: value for key, value in part.items() if key not in own}
 
 
-def test_overlays_for_several_processes_are_equal() -> None:
-    assert len({Path(config(bundle, "multi_gpu")[0]).read_text() for bundle in BUNDLES}) == 1
-
-
 @each_bundle
-def test_a_copied_bundle_is_one_of_its_own(bundle: str, options: Options, data: Path, tmp_path: Path) -> None:
+def test_a_copied_bundle_is_one_of_its_own(bundle: str, options: Options, run: Run, data: Path, tmp_path: Path) -> None:
     copied = tmp_path / "mine"
     shutil.copytree(ROOT / "bundles" / bundle, copied, ignore=shutil.ignore_patterns("models", "eval", "runs"))
     for name in ("train", "inference"):
         file = copied / "configs" / f"{name}.yaml"
         file.write_text(re.sub(r"\nimage_size: \d+", "\nimage_size: 40", file.read_text()))
-    small = options(bundle, tmp_path)
-    kept = {key: small[key] for key in ("dataset_dir", "network_def", "batch_size", "num_workers", "val_interval")}
-    if "val_cases" in small:
-        kept["val_cases"] = small["val_cases"]
-    files = [str(copied / "configs/train.yaml")]
-    (tmp_path / "elsewhere").mkdir()
-    succeeds(command("training", files, tmp_path / "elsewhere", *words({**kept, "max_epochs": 1})))
+    small, places = options(bundle, tmp_path, max_epochs=1), ("ckpt_dir", "output_dir", "log_dir", "image_size")
+    kept = {key: value for key, value in small.items() if key not in places}
+    run("training", [str(copied / "configs/train.yaml")], **kept)
     assert (copied / "models/model.pt").is_file()
     source = data / INPUT[bundle]
-    succeeds(
-        command(
-            "inferring", [str(copied / "configs/inference.yaml")], tmp_path / "elsewhere",
-            *words({"network_def": OWN[bundle], "input": source}),
-        )
-    )  # fmt: skip
+    run("inferring", [str(copied / "configs/inference.yaml")], network_def=OWN[bundle], input=str(source))
     assert len(list((copied / "predictions").iterdir())) == len(list(source.iterdir()))
-    assert not list((tmp_path / "elsewhere").iterdir())
+    assert not list(Path.cwd().iterdir())
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("mlflow"), reason="needs mlflow-skinny, sqlalchemy and alembic")
@@ -529,12 +492,9 @@ def test_tracking_without_mlflow_is_one_line(
         run("training", config("cmunext_busi"), tracking="mlflow", **options("cmunext_busi", tmp_path))
 
 
-# One value for every override that a README names; each is tried.
+# A value for every override that a README names, but for those that have tests of their own.
 TRIED: dict[str, Any] = {
-    "dataset_dir": None,
-    "ckpt_dir": "somewhere",
-    "output_dir": "somewhere",
-    "log_dir": "somewhere",
+    **dict.fromkeys(("ckpt_dir", "output_dir", "log_dir", "input", "ckpt_path", "filepath"), "somewhere"),
     "fold": 2,
     "year": 2017,
     "selection": "paper",
@@ -542,7 +502,6 @@ TRIED: dict[str, Any] = {
     "val_cases": ["case0005"],
     "val_interval": 3,
     "early_stop": 4,
-    "pretrained": None,
     "new_head": "true",
     "max_epochs": 50,
     "batch_size": 3,
@@ -562,13 +521,9 @@ TRIED: dict[str, Any] = {
     "train#dataloader#drop_last": True,
     "train#trainer#amp": False,
     "validate#dataloader#num_workers": 0,
-    "tracking": None,
-    "input": "somewhere",
-    "ckpt_path": "somewhere",
     "probabilities": "true",
-    "filepath": "somewhere",
-    "config_file": None,
 }
+ELSEWHERE = {"dataset_dir", "pretrained", "tracking", "config_file"}
 # Options of other commands in the READMEs.
 OTHER = {
     *("raw", "out", "size", "split", "splits", "split-files", "include-normal", "deduplicate", "overwrite", "seed"),
@@ -577,30 +532,33 @@ OTHER = {
 
 
 @each_bundle
-def test_every_override_that_a_readme_names(bundle: str, options: Options, tmp_path: Path) -> None:
+def test_every_override_that_a_readme_names(
+    bundle: str, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     texts = [(ROOT / name).read_text() for name in ("README.md", f"bundles/{bundle}/docs/README.md")]
-    named = set(re.findall(r"--([a-z][\w#-]*)", " ".join(texts)))
-    assert named - OTHER <= set(TRIED)
-    keys = set(parsed(bundle, "train").get()) | set(parsed(bundle, "inference").get()) | {"tracking", "config_file"}
-    for name in sorted(named & set(TRIED)):
-        top = name.split("#")[0]
-        if top not in keys or TRIED[name] is None or (name == "network_def#scan_backend" and bundle == "cmunext_busi"):
-            continue
-        if name == "network_def#_target_" and bundle != "cmunext_busi":
-            continue
-        if top in parsed(bundle, "train").get():
-            chosen = options(bundle, tmp_path)
+    named = set(re.findall(r"--([a-z][\w#-]*)", " ".join(texts))) - OTHER - ELSEWHERE
+    assert named <= set(TRIED)
+    training, inference = (set(parsed(bundle, name).get()) for name in ("train", "inference"))
+    if bundle == "cmunext_busi":  # the first README's example for the other networks
+        named -= {"network_def#scan_backend"}
+    for name in sorted(named):
+        value, top = TRIED[name], name.partition("#")[0]
+        if top in training:
+            chosen = {**options(bundle, tmp_path), name: value}
             if name.startswith("network_def#"):
                 del chosen["network_def"]
             if name == "label_map":
                 chosen["classes"] = TRIED["classes"]
-            parser = parsed(bundle, "train", **{**chosen, name: TRIED[name]})
+            parser = parsed(bundle, "train", **chosen)
             for part in ("train#trainer", "validate#evaluator", "checkpoints"):
                 parser.get_parsed_content(part)
-        else:
-            parser = parsed(bundle, "inference", network_def=OWN[bundle], load_pretrain=False, **{name: TRIED[name]})
+        elif top in inference:
+            parser = parsed(bundle, "inference", network_def=OWN[bundle], load_pretrain=False, **{name: value})
             parser.get_parsed_content("postprocessing")
-        assert parser[name] == TRIED[name]
+        else:  # of another bundle
+            continue
+        assert parser[name] == value
 
 
 @each_bundle
@@ -619,15 +577,6 @@ def test_one_override_chooses_the_year() -> None:
     parser = parsed("vmunet_isic", "train", "evaluate", year=2018, network_def=TINY["VMUNet"])
     assert parser.get_parsed_content("dataset_dir") == "data/isic18"
     assert parser.get_parsed_content("validate#handlers#1#published")["sensitivity"] == 91.12
-
-
-@pytest.mark.parametrize(
-    ("variant", "parameters"), [("cmunext_s", 417505), ("cmunext", 3149185), ("cmunext_l", 8286721)]
-)
-@pytest.mark.parametrize("name", ["train", "inference"])
-def test_one_override_chooses_the_variant(name: str, variant: str, parameters: int) -> None:
-    parser = parsed("cmunext_busi", name, **{"network_def#_target_": f"networks.{variant}"})
-    assert sum(p.numel() for p in parser.get_parsed_content("network_def").parameters()) == parameters
 
 
 @each_bundle
