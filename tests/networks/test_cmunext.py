@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -44,16 +45,11 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_tensor_names_and_shapes_are_the_published_ones(name: str) -> None:
-    model = FACTORIES[name]()
+@torch.inference_mode()
+def test_published_outputs_names_and_sizes(name: str) -> None:
+    model = FACTORIES[name]().eval()
     assert {key: list(tensor.shape) for key, tensor in model.state_dict().items()} == NETWORKS[name]["state_dict"]
     assert sum(p.numel() for p in model.parameters()) == NETWORKS[name]["parameters"]
-
-
-@pytest.mark.parametrize("name", FACTORIES)
-@torch.inference_mode()
-def test_logits_are_the_published_ones(name: str) -> None:
-    model = FACTORIES[name]().eval()
     fill.fill(model.state_dict())
     logits = model(noise(*NETWORKS[name]["input"])).numpy()
     published = np.load(GOLDEN / f"{name}.npz")["logits"]
@@ -78,28 +74,27 @@ def test_every_parameter_is_trained() -> None:
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@torch.inference_mode()
-def test_script(small: CMUNeXt) -> None:
-    scripted = torch.jit.script(small)
-    for shape in ((2, 1, 32, 48), (1, 1, 37, 21)):
-        torch.testing.assert_close(scripted(noise(*shape)), small(noise(*shape)))
+@pytest.mark.parametrize(
+    ("export", "sizes"),
+    [
+        (torch.jit.script, [(2, 1, 32, 48), (1, 1, 37, 21)]),
+        (lambda small: torch.jit.trace(small, noise(2, 1, 32, 48)), [(1, 1, 37, 21)]),
+        (lambda small: torch.compile(small, fullgraph=True, backend="aot_eager"), [(2, 1, 37, 21)]),
+        (lambda small: with_dynamic_batch(small, noise(2, 1, 37, 21)), [(3, 1, 37, 21)]),
+    ],
+    ids=["script", "trace", "compile", "export"],
+)
+@torch.no_grad()
+def test_exports_agree_with_eager(
+    export: Callable[[CMUNeXt], Callable[..., torch.Tensor]], sizes: list[tuple[int, ...]], small: CMUNeXt
+) -> None:
+    exported = export(small)
+    for size in sizes:
+        torch.testing.assert_close(exported(noise(*size)), small(noise(*size)))
 
 
-@torch.inference_mode()
-def test_trace_serves_other_sizes(small: CMUNeXt) -> None:
-    traced = torch.jit.trace(small, noise(2, 1, 32, 48))
-    torch.testing.assert_close(traced(noise(1, 1, 37, 21)), small(noise(1, 1, 37, 21)))
-
-
-@torch.inference_mode()
-def test_compiles_as_one_graph(small: CMUNeXt) -> None:
-    compiled = torch.compile(small, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(noise(2, 1, 37, 21)), small(noise(2, 1, 37, 21)))
-
-
-def test_exports_with_a_dynamic_batch(small: CMUNeXt) -> None:
-    exported = torch.export.export(small, (noise(2, 1, 37, 21),), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.testing.assert_close(exported.module()(noise(3, 1, 37, 21)), small(noise(3, 1, 37, 21)))
+def with_dynamic_batch(network: nn.Module, image: torch.Tensor) -> nn.Module:
+    return torch.export.export(network, (image,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
 
 
 @pytest.mark.parametrize("name", FACTORIES)

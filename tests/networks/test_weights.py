@@ -1,5 +1,7 @@
+import copy
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,13 +83,6 @@ def test_vmamba_start_fills_encoder_and_mirrored_decoder(network: VMUNet, other:
     assert "classifier.head.weight" in report.unexpected
 
 
-def test_vmamba_of_another_generation_is_refused(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
-    renamed = {name.replace("self_attention", "op"): tensor for name, tensor in vmamba(other).items()}
-    torch.save({"model": renamed}, tmp_path / "vmamba.pth")
-    with pytest.raises(ValueError, match=r"vmamba.pth .* missing \(layers\.0\.blocks\.0\.self_attention"):
-        load_weights(network, tmp_path / "vmamba.pth", start=True)
-
-
 def test_partial_weights_raise_and_leave_the_network_alone(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     state = dict(other.state_dict())
@@ -107,18 +102,6 @@ def test_partial_weights_raise_and_leave_the_network_alone(network: VMUNet, othe
     report = load_weights(network, tmp_path / "partial.pth", start=True, min_matched=0.9)
     assert report.missing == ["final_conv.weight"]
     assert len(report.matched) == report.expected - 2
-
-
-def test_use_takes_no_classifier(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
-    torch.save({"model": vmamba(other)}, tmp_path / "vmamba.pth")
-    with pytest.raises(ValueError, match="all must match"):
-        load_weights(network, tmp_path / "vmamba.pth")
-
-
-def test_use_takes_no_deeper_network(network: VMUNet, tmp_path: Path) -> None:
-    torch.save(VMUNet(**{**SMALL, "depths": (3, 1, 1, 1)}).state_dict(), tmp_path / "deep.pth")
-    with pytest.raises(ValueError, match="the model has no such tensors: the file is of another network"):
-        load_weights(network, tmp_path / "deep.pth")
 
 
 def test_a_new_head_is_asked_for(network: VMUNet, tmp_path: Path) -> None:
@@ -145,16 +128,6 @@ def test_safetensors(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
     safetensors.torch.save_file({f"module.{n}": t for n, t in other.state_dict().items()}, tmp_path / "a.safetensors")
     load_weights(network, tmp_path / "a.safetensors")
     assert same(network, other)
-    (tmp_path / "a.safetensors").write_bytes(b"not one")
-    with pytest.raises(ValueError, match="is not a checkpoint of plain tensors"):
-        load_weights(network, tmp_path / "a.safetensors")
-
-
-def test_two_sets_of_weights_are_not_chosen_from(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
-    both = {f"{prefix}{n}": t for prefix in ("model.", "ema.") for n, t in other.state_dict().items()}
-    torch.save({"state_dict": both}, tmp_path / "both.ckpt")
-    with pytest.raises(ValueError, match=r"two sets of weights, model\.\S+ and ema\.\S+ for instance"):
-        load_weights(network, tmp_path / "both.ckpt")
 
 
 def test_a_name_that_begins_like_a_prefix_stays(tmp_path: Path) -> None:
@@ -164,38 +137,9 @@ def test_a_name_that_begins_like_a_prefix_stays(tmp_path: Path) -> None:
         assert load_weights(network, tmp_path / "a.pt").share == 1
 
 
-def test_the_prefix_that_differs_is_named(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
-    torch.save({f"backbone.{name}": tensor for name, tensor in other.state_dict().items()}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"the file's names begin with 'backbone\.'"):
-        load_weights(network, tmp_path / "a.pt")
-    torch.save(other.state_dict(), tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"the model's names begin with 'inner\.'"):
-        load_weights(nn.ModuleDict({"inner": network}), tmp_path / "a.pt")
-    torch.save({"odd": torch.zeros(1)}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"the file names 'odd' for instance, the model 'patch_embed"):
-        load_weights(network, tmp_path / "a.pt")
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_values_that_are_not_finite(value: float, network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
-    state = other.state_dict()
-    state["final_conv.bias"][0] = value
-    torch.save(state, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"a\.pt: final_conv\.bias holds values that are not finite"):
-        load_weights(network, tmp_path / "a.pt")
-    assert not same(network, other)
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
-def test_weights_are_floating_point_numbers(dtype: torch.dtype, other: VMUNet, network: VMUNet, tmp_path: Path) -> None:
-    torch.save({name: tensor.to(dtype) for name, tensor in other.state_dict().items()}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=rf"is {dtype}, expected torch\.float32"):
-        load_weights(network, tmp_path / "a.pt")
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_may_be_stored_in_another_precision(dtype: torch.dtype, other: VMUNet, tmp_path: Path) -> None:
-    torch.save({name: tensor.to(dtype) for name, tensor in other.state_dict().items()}, tmp_path / "a.pt")
+    torch.save(as_type(other, dtype), tmp_path / "a.pt")
     network = VMUNet(**SMALL)
     load_weights(network, tmp_path / "a.pt")
     assert network.final_conv.weight.dtype == torch.float32
@@ -215,14 +159,6 @@ def test_a_flipped_bit_is_seen(seed: int, other: VMUNet, network: VMUNet, tmp_pa
         load_weights(network, path)
 
 
-def test_a_file_nested_in_itself_ends(network: VMUNet, tmp_path: Path) -> None:
-    content: dict[str, object] = {}
-    content["model"] = content
-    torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="holds no tensors"):
-        load_weights(network, tmp_path / "a.pt")
-
-
 class Payload:
     def __reduce__(self) -> tuple:
         return (Path.touch, (Path("executed"),))
@@ -236,21 +172,75 @@ def test_files_never_execute(network: VMUNet, tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "executed").exists()
 
 
+def renamed(network: VMUNet, *prefixes: str) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": t for prefix in prefixes for name, t in network.state_dict().items()}
+
+
+def as_type(network: VMUNet, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: tensor.to(dtype) for name, tensor in network.state_dict().items()}
+
+
+def nested_in_itself(_: VMUNet) -> dict[str, object]:
+    content: dict[str, object] = {}
+    content["model"] = content
+    return content
+
+
+# What a file holds, made from a network that fits, and what is said of it.
+REFUSED: dict[str, tuple[Callable[[VMUNet], object], str]] = {
+    "a classifier": (lambda other: {"model": vmamba(other)}, "all must match"),
+    "deeper": (
+        lambda _: VMUNet(**{**SMALL, "depths": (3, 1, 1, 1)}).state_dict(),
+        "the model has no such tensors: the file is of another network",
+    ),
+    "two sets": (
+        lambda other: {"state_dict": renamed(other, "model.", "ema.")},
+        r"two sets of weights, model\.\S+ and ema\.\S+ for instance",
+    ),
+    "a prefix": (lambda other: renamed(other, "backbone."), r"the file's names begin with 'backbone\.'"),
+    "other names": (
+        lambda _: {"odd": torch.zeros(1)},
+        r"the file names 'odd' for instance, the model 'patch_embed",
+    ),
+    "infinite": (
+        lambda other: {**other.state_dict(), "final_conv.bias": torch.tensor([torch.inf])},
+        r"final_conv\.bias holds values that are not finite",
+    ),
+    "whole numbers": (lambda other: as_type(other, torch.int64), r"is torch\.int64, expected torch\.float32"),
+    "complex": (lambda other: as_type(other, torch.complex64), r"is torch\.complex64, expected torch\.float32"),
+    "nested in itself": (nested_in_itself, "holds no tensors"),
+    "a list": (lambda _: [1, 2], "holds a list, not a state_dict"),
+    "a note": (lambda _: {"model": {"note": "none"}}, "holds no tensors"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_does_not_fit_is_refused(kind: str, network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
+    content, message = REFUSED[kind]
+    before = copy.deepcopy(network)
+    torch.save(content(other), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=rf"a\.pt.*{message}") as caught:
+        load_weights(network, tmp_path / "a.pt")
+    assert "\n" not in str(caught.value)
+    assert same(network, before)
+
+
+def test_a_start_needs_a_classifier_of_the_same_generation(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
+    odd = {name.replace("self_attention", "op"): tensor for name, tensor in vmamba(other).items()}
+    torch.save({"model": odd}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt .* missing \(layers\.0\.blocks\.0\.self_attention"):
+        load_weights(network, tmp_path / "a.pt", start=True)
+
+
+def test_the_models_own_prefix_is_named(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
+    torch.save(other.state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"the model's names begin with 'inner\.'"):
+        load_weights(nn.ModuleDict({"inner": network}), tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
-def test_files_that_are_no_checkpoints(content: bytes, network: VMUNet, tmp_path: Path) -> None:
-    path = tmp_path / "broken.pth"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="broken.pth is not a checkpoint"):
-        load_weights(network, path)
-
-
-@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {"model": {"note": "none"}}])
-def test_checkpoints_without_tensors(content: object, network: VMUNet, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "empty.pth")
-    with pytest.raises(ValueError, match=r"empty.pth holds"):
-        load_weights(network, tmp_path / "empty.pth")
-
-
-def test_missing_file(network: VMUNet, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="absent.pth"):
-        load_weights(network, tmp_path / "absent.pth")
+def test_files_that_are_no_checkpoints(content: bytes, name: str, network: VMUNet, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is not a checkpoint of plain tensors"):
+        load_weights(network, tmp_path / name)
