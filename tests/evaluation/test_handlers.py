@@ -1,4 +1,3 @@
-import csv
 import json
 import os
 import subprocess
@@ -23,6 +22,7 @@ from evaluation.metrics import confusion
 from evaluation.overlay import COLOURS
 from evaluation.protocols import per_image, pooled
 from tests.evaluation.test_overlay import count, pixels
+from tests.helpers import rows_of
 
 CLASSES = ["liver", "spleen"]
 AFFINE = np.diag([5.0, 1.5, 1.0, 1.0])
@@ -83,6 +83,10 @@ def expected_volume(item: Item) -> NDArray[Any]:
     return np.stack(slices)
 
 
+def cases(folder: Path) -> list[str]:
+    return [row["case"] for row in rows_of(folder)]
+
+
 @pytest.mark.parametrize(("batch_size", "decollate"), [(1, True), (3, True), (2, False)])
 def test_volume_report_and_key_metric_of_an_evaluator(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], batch_size: int, decollate: bool
@@ -106,8 +110,7 @@ def test_volume_report_and_key_metric_of_an_evaluator(
     assert engine.state.metrics["mean_dice"] == pytest.approx(np.mean(means))
     assert engine.state.metrics["val_mean_dice"] == pytest.approx(np.mean(means))
     assert engine.state.best_metric == pytest.approx(np.mean(means))
-    with (tmp_path / "metrics.csv").open(newline="") as file:
-        assert [row["case"] for row in csv.DictReader(file)][::4] == ["case0000", "case0001", "case0002"]
+    assert cases(tmp_path)[::4] == ["case0000", "case0001", "case0002"]
     printed = capsys.readouterr().out
     assert "phantoms: 3 cases; model selected by: held-out cases" in printed
     assert "spleen" in printed
@@ -121,13 +124,6 @@ def test_a_second_run_starts_anew(tmp_path: Path) -> None:
     engine.run(2)
     assert engine.state.metrics == first
     assert len(report.scores.cases) == 1
-
-
-def test_key_metric_refuses_cases_without_any_class() -> None:
-    empty = volume_item(0)
-    empty = {key: torch.zeros_like(value) for key, value in empty.items()}
-    with pytest.raises(ValueError, match="nothing to average"):
-        evaluator([empty], [], key_val_metric={"dice": VolumeDice(CLASSES)}).run()
 
 
 @pytest.mark.parametrize("seeds", [(0, 1), (1, 0)])
@@ -166,8 +162,7 @@ def test_image_report_and_key_metrics(tmp_path: Path, batch_size: int, decollate
         assert engine.state.metrics[f"val_{name}"] == pytest.approx(expected)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["protocols"]["pooled"]["classes"]["lesion"]["iou"]["mean"] == pytest.approx(pooled(counts)["iou"])
-    with (tmp_path / "metrics.csv").open(newline="") as file:
-        assert [row["case"] for row in csv.DictReader(file)] == [f"benign ({seed})" for seed in range(3)]
+    assert cases(tmp_path) == [f"benign ({seed})" for seed in range(3)]
     assert count(pixels(tmp_path / "overview.png"), COLOURS[0]) > 200
 
 
@@ -196,11 +191,13 @@ def test_pictures_of_bgr_images_show_red_as_red(tmp_path: Path, bgr: bool, seen:
 def test_cases_without_a_file_are_numbered(tmp_path: Path) -> None:
     items = [{key: volume_item(1)[key].as_tensor() for key in ("image", "label")} for _ in range(2)]
     evaluator(items, [VolumeReport(tmp_path, CLASSES)]).run()
-    with (tmp_path / "metrics.csv").open(newline="") as file:
-        assert {row["case"] for row in csv.DictReader(file)} == {"case 1 of process 1", "case 2 of process 1"}
+    assert set(cases(tmp_path)) == {"case 1 of process 1", "case 2 of process 1"}
 
 
-def test_unknown_metrics_and_missing_labels_are_refused() -> None:
+def test_key_metrics_refuse_what_gives_no_number() -> None:
+    empty = {key: torch.zeros_like(value) for key, value in volume_item(0).items()}
+    with pytest.raises(ValueError, match="nothing to average"):
+        evaluator([empty], [], key_val_metric={"dice": VolumeDice(CLASSES)}).run()
     with pytest.raises(ValueError, match="metric must be one of iou"):
         ImageMetric("f2")
     with pytest.raises(ValueError, match="as many labels as predictions"):

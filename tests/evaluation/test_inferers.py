@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor, decollate_batch, list_data_collate
+from monai.utils import ensure_tuple_rep
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -37,13 +38,13 @@ def volume(shape: tuple[int, int, int], seed: int = 0) -> NDArray[np.float64]:
 @pytest.mark.parametrize("classes", [1, 2, 9])
 @pytest.mark.parametrize(
     ("shape", "size"),
-    [((7, 41, 53), (32, 32)), ((3, 32, 32), (32, 32)), ((5, 64, 24), (32, 32)), ((3, 41, 53), (33, 20))],
+    [((7, 41, 53), (32, 32)), ((3, 32, 32), (32, 32)), ((5, 64, 24), 32), ((3, 41, 53), (33, 20)), ((2, 13, 17), None)],
 )
 def test_equal_to_a_loop_over_slices_with_scipy(
-    classes: int, shape: tuple[int, int, int], size: tuple[int, int]
+    classes: int, shape: tuple[int, int, int], size: tuple[int, int] | int | None
 ) -> None:
     net, image = network(classes), volume(shape)
-    logits, labels = slice_loop(image, net, size)
+    logits, labels = slice_loop(image, net, ensure_tuple_rep(size or shape[1:], 2))
     inputs = torch.from_numpy(image).float()[None, None]
     found = SliceToVolume(size, batch_size=3, output="logits")(inputs, net)
     np.testing.assert_allclose(found[0].numpy(), logits, atol=1e-4)
@@ -73,28 +74,6 @@ def test_batches_of_volumes_keep_order_and_meta_data() -> None:
         assert torch.equal(found.as_tensor(), inferer(items[i]["image"][None].as_tensor(), net)[0])
         assert found.meta["filename_or_obj"] == f"case{i}.nii.gz"
         np.testing.assert_array_equal(found.affine.numpy(), np.diag([3.0, 2, 1, 1]))
-
-
-def test_one_number_stands_for_both_sides() -> None:
-    net, image = network(2), torch.from_numpy(volume((2, 13, 17))).float()[None, None]
-    shapes = {size: SliceToVolume(size, output="logits")(image, net).shape[-2:] for size in (15, (15, 15), (15, 8))}
-    assert shapes == {15: (15, 15), (15, 15): (15, 15), (15, 8): (15, 8)}
-
-
-def test_without_a_size_the_network_sees_the_slices_themselves() -> None:
-    image = torch.from_numpy(volume((3, 13, 17))).float()[None, None]
-    seen: list[torch.Tensor] = []
-    SliceToVolume(None, batch_size=2)(image, lambda x: seen.append(x) or x)
-    assert torch.equal(torch.cat(seen)[:, 0], image[0, 0])
-
-
-def test_autocast_leaves_the_zoom_in_full_precision() -> None:
-    image = torch.from_numpy(volume((2, 21, 34))).float()[None, None]
-    seen: list[torch.Tensor] = []
-    for enabled in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            SliceToVolume((16, 16))(image, lambda x: seen.append(x) or x)
-    assert torch.equal(*seen)
 
 
 def test_bad_arguments_are_refused() -> None:

@@ -10,7 +10,7 @@ from medpy.metric import binary
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.__main__ import main, pair_files
+from evaluation.__main__ import main
 from evaluation.metrics import confusion
 from evaluation.protocols import pooled
 
@@ -81,21 +81,13 @@ def test_volumes_of_two_formats_and_orientations(
         assert strict["classes"][name]["hd95"]["mean"] == pytest.approx(mm)
 
 
-def test_raw_names_are_paired_and_classes_numbered(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    predictions, labels = folders
-    (predictions / "img0001").mkdir()
-    save_nifti(predictions / "img0001" / "img0001_trans.nii.gz", blobs(0))
-    save_nifti(labels / "label0001.nii.gz", blobs(1))
-    strict = protocols(predictions, labels, "--output", tmp_path)["strict"]
-    assert list(strict["classes"]) == ["class 1", "class 2"]
-
-
 def test_labels_may_number_their_classes_in_another_way(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, labels = folders
     label = blobs(1)
     raw = np.array([0, 11, 4], np.uint8)[label]
     raw[0, 0, 0] = 7  # an organ that is not asked for
-    save_nifti(predictions / "img0001_pred.nii.gz", label)
+    (predictions / "img0001").mkdir()
+    save_nifti(predictions / "img0001" / "img0001_trans.nii.gz", label)
     save_nifti(labels / "label0001.nii.gz", raw)
     message = failure(predictions, labels)
     assert "the labels hold classes up to 11, the predictions up to 2" in message
@@ -147,7 +139,7 @@ def test_images(folders: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_label_maps_of_images(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    files = [folder / "eye.png" for folder in folders]
+    files = [folders[0] / "mine.png", folders[1] / "eye.png"]  # two files need no common name
     pair = blobs(0, (30, 40)), blobs(1, (30, 40))
     for file, label in zip(files, pair, strict=True):
         Image.fromarray(label).save(file)
@@ -157,51 +149,32 @@ def test_label_maps_of_images(folders: tuple[Path, Path], tmp_path: Path) -> Non
         assert found[name]["iou"]["mean"] == pytest.approx(expected["iou"])
 
 
-def test_unpaired_files_are_named(folders: tuple[Path, Path]) -> None:
-    predictions, labels = folders
-    save_nifti(predictions / "a.nii.gz", blobs(0))
-    for name in ("a", "b"):
-        save_nifti(labels / f"{name}.nii.gz", blobs(1))
-    assert f"no prediction of the same name for {labels / 'b.nii.gz'}" in failure(predictions, labels)
-    assert f"no label of the same name for {labels / 'b.nii.gz'}" in failure(labels, predictions)
-
-
-def test_ambiguous_names_are_refused(folders: tuple[Path, Path]) -> None:
-    predictions, labels = folders
-    for name in ("a.nii.gz", "a_pred.nii.gz"):
-        save_nifti(predictions / name, blobs(0))
-    save_nifti(labels / "a.nii.gz", blobs(0))
-    assert "have the same name" in failure(predictions, labels)
-
-
-def test_missing_and_empty_folders(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_missing_and_unpaired_files_are_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, labels = folders
     assert "does not exist" in failure(predictions, tmp_path / "nowhere")
-    assert "is or holds no" in failure(predictions, labels)
+    assert f"{labels} is or holds no" in failure(predictions, labels)
     save_nifti(labels / "a.nii", blobs(0))
     assert f"{predictions} is or holds no" in failure(predictions, labels)
+    for name in ("a", "b"):
+        save_nifti(predictions / f"{name}.nii.gz", blobs(1))
+    assert f"no label of the same name for {predictions / 'b.nii.gz'}" in failure(predictions, labels)
 
 
-def test_geometry_must_agree(folders: tuple[Path, Path]) -> None:
-    predictions, labels = folders
+def test_what_does_not_fit_is_named(folders: tuple[Path, Path]) -> None:
+    prediction, label = (folder / "a.nii.gz" for folder in folders)
     for affine in (SPL, SPL / [3, 0.9, 0.8, 1]):  # the second has voxels of 1 mm
         shifted = affine.copy()
         shifted[0, 3] += 4
-        save_nifti(predictions / "a.nii.gz", blobs(0), shifted)
-        save_nifti(labels / "a.nii.gz", blobs(0), affine)
-        assert "their affines differ" in failure(predictions, labels)
-    save_nifti(labels / "a.nii.gz", blobs(0))
-    save_nifti(predictions / "a.nii.gz", blobs(0, (7, 16, 20)))
-    assert "shape" in failure(predictions, labels)
-
-
-def test_unreadable_files_and_unknown_classes_are_named(folders: tuple[Path, Path]) -> None:
-    predictions, labels = folders
-    save_nifti(labels / "a.nii.gz", blobs(0))
-    (predictions / "a.nii.gz").write_bytes(b"no volume")
-    assert "a.nii.gz: not a readable NIfTI file" in failure(predictions, labels)
-    save_nifti(predictions / "a.nii.gz", blobs(0))
-    assert "holds values from 0 to 2; with 1 named" in failure(predictions, labels, "--classes", "liver")
+        save_nifti(prediction, blobs(0), shifted)
+        save_nifti(label, blobs(0), affine)
+        assert "their affines differ" in failure(*folders)
+    save_nifti(label, blobs(0))
+    save_nifti(prediction, blobs(0, (7, 16, 20)))
+    assert "shape" in failure(*folders)
+    save_nifti(prediction, blobs(0))
+    assert "holds values from 0 to 2; with 1 named" in failure(*folders, "--classes", "liver")
+    prediction.write_bytes(b"no volume")
+    assert "a.nii.gz: not a readable NIfTI file" in failure(*folders)
 
 
 def test_only_the_output_is_written_and_named_where_it_cannot_be(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -212,11 +185,3 @@ def test_only_the_output_is_written_and_named_where_it_cannot_be(folders: tuple[
     assert str(tmp_path / "file") in failure(*folders, "--output", tmp_path / "file")
     main([str(folder) for folder in folders])
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_two_files_need_no_common_name(folders: tuple[Path, Path]) -> None:
-    predictions, labels = folders
-    save_nifti(predictions / "mine.nii.gz", blobs(0))
-    save_h5(labels / "case0001.npy.h5", blobs(0))
-    pair = predictions / "mine.nii.gz", labels / "case0001.npy.h5"
-    assert pair_files(*pair) == [pair]
