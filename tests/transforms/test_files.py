@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from unittest.mock import Mock
@@ -18,7 +17,6 @@ from transforms import (
     list_files,
     pair_by_name,
     replacing,
-    sha256,
     stem,
 )
 
@@ -39,11 +37,6 @@ def test_a_stem_and_its_suffix_make_the_name(name: str, suffix: str) -> None:
         assert stem(Path("folder.png") / (name + written)) == (name[:-4] if npy else name)
 
 
-def test_a_name_without_a_known_suffix_is_its_own_stem() -> None:
-    for name in ("plain", "notes.txt", ".png", "a.h5.txt"):
-        assert stem(f"folder.nii/{name}") == name
-
-
 @given(NAMES, st.lists(DECORATIONS, max_size=3), SUFFIXES, SUFFIXES)
 def test_decoration_and_suffix_do_not_tell_cases_apart(name: str, decorations: list[str], one: str, two: str) -> None:
     assert case_name(f"{name}-{''.join(decorations)}{one}") == case_name(f"{name}-{two}")
@@ -56,6 +49,9 @@ def test_decoration_and_suffix_do_not_tell_cases_apart(name: str, decorations: l
         ("j_1_mask.png", "j_1"),
         ("imgage.png", "imgage"),
         ("_mask.png", "_mask"),
+        ("folder.nii/notes.txt", "notes.txt"),
+        (".png", ".png"),
+        ("a.h5.txt", "a.h5.txt"),
     ],
 )
 def test_case_names(file: str, name: str) -> None:
@@ -142,9 +138,3 @@ def test_a_file_system_that_cannot_flush_folders_is_no_error(tmp_path: Path, mon
         temporary.touch()
         monkeypatch.setattr(os, "open", Mock(side_effect=OSError))
     assert (tmp_path / "a").exists()
-
-
-def test_sha256(tmp_path: Path) -> None:
-    content = bytes(range(256)) * 5000
-    (tmp_path / "a").write_bytes(content)
-    assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()

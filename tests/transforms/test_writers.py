@@ -7,8 +7,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SaveImage, SaveImaged
-from PIL import Image
 
+from tests.helpers import read
 from transforms import MaskReader, SaveImageMask, SaveImageMaskd
 
 RNG = np.random.default_rng(0)
@@ -17,10 +17,6 @@ RNG = np.random.default_rng(0)
 def probabilities(channels: int, name: str = "a.b.jpg") -> MetaTensor:
     values = torch.from_numpy(RNG.random((channels, 7, 5), dtype=np.float32))
     return MetaTensor(values / values.sum(0) if channels > 1 else values, meta={"filename_or_obj": f"/in/{name}"})
-
-
-def read(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path))
 
 
 def test_one_class_is_cut_at_one_half(tmp_path: Path) -> None:
