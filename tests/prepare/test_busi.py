@@ -13,6 +13,7 @@ from PIL import Image
 from prepare.__main__ import main
 from prepare.busi import prepare_busi, stratified_split
 from prepare.output import PrepareError
+from tests.helpers import read
 
 
 def picture(seed: int, shape: tuple[int, int] = (6, 8)) -> np.ndarray:
@@ -47,10 +48,6 @@ def raw(tmp_path: Path) -> Path:
     Image.fromarray(marked(slice(0, 3)) > 0).save(benign / "benign (6)_mask.png")
     save(np.dstack([marked(slice(1, 2))] * 3), benign / "benign (7)_mask.png")
     return folder
-
-
-def read(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path))
 
 
 def names(path: Path) -> list[str]:

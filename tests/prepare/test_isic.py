@@ -11,6 +11,7 @@ from PIL import Image
 from prepare.__main__ import main
 from prepare.isic import FOLDERS, Pair, prepare_isic, split_parts
 from prepare.output import PrepareError
+from tests.helpers import read
 
 
 def write_part(raw: Path, year: int, part: str, count: int, start: int = 0, shape: tuple[int, int] = (40, 60)) -> None:
@@ -35,10 +36,6 @@ def raw(tmp_path: Path) -> Path:
     write_part(tmp_path / "raw", 2017, "train", 7)
     write_part(tmp_path / "raw", 2017, "val", 3, start=100)
     return tmp_path / "raw"
-
-
-def read(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path))
 
 
 def ids(path: Path) -> list[str]:

@@ -14,6 +14,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from prepare.__main__ import main
 from prepare.output import PrepareError
 from prepare.synapse import TEST_CASES, TRAIN_CASES, load_volume, prepare_synapse
+from tests.helpers import contents
 from transforms import ORIENTATION, SYNAPSE_CLASSES
 
 SHAPE = (7, 12, 9)  # D, H, W
@@ -54,10 +55,6 @@ def raw(tmp_path: Path) -> Path:
     for case in (1, 2, 5):
         write_pair(tmp_path / "raw", case, *raw_case(case))
     return tmp_path / "raw"
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_layout_values_and_classes(raw: Path, tmp_path: Path) -> None:
@@ -149,34 +146,38 @@ def test_bad_pairs_are_named(raw: Path, tmp_path: Path) -> None:
     expect(r"img0001.*not finite", hounsfield=np.where(ids == 3, np.nan, hounsfield).astype(np.float32))
     expect(r"img0001.*shape", hounsfield=hounsfield[..., None], label=ids[..., None])
 
+    def expect_of_files(what: str) -> None:
+        with pytest.raises(PrepareError, match=what):
+            prepare_synapse(raw, tmp_path / "out", [5], [1])
+
+    image, label = raw / "img" / "img0001.nii.gz", raw / "label" / "label0001.nii.gz"
     write_pair(raw, 1, hounsfield, ids)
-    unknown = nib.Nifti1Image(ids, None)
-    nib.save(unknown, raw / "label" / "label0001.nii.gz")
-    with pytest.raises(PrepareError, match=r"label0001.*no orientation"):
-        prepare_synapse(raw, tmp_path / "out", [5], [1])
-
+    nib.save(nib.Nifti1Image(ids, None), label)
+    expect_of_files(r"label0001.*no orientation")
     write_pair(raw, 1, hounsfield, ids)
-    packed = (raw / "img" / "img0001.nii.gz").read_bytes()
-    (raw / "img" / "img0001.nii.gz").write_bytes(packed[: len(packed) // 2])
-    with pytest.raises(PrepareError, match=r"img0001.*(damaged|not a readable)"):
-        prepare_synapse(raw, tmp_path / "out", [5], [1])
-    (raw / "img" / "img0001.nii.gz").unlink()
-    with pytest.raises(PrepareError, match=r"label0001.*image file is missing"):
-        prepare_synapse(raw, tmp_path / "out", [5], [1])
+    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    expect_of_files(r"img0001.*(damaged|not a readable)")
+    image.unlink()
+    expect_of_files(r"label0001.*image file is missing")
 
 
-def test_an_earlier_result_is_replaced_only_when_asked(raw: Path, tmp_path: Path) -> None:
+def test_an_earlier_result_is_replaced_whole_and_only_when_asked(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare_synapse(raw, out, [5], [1])
-    before = files(out)
+    before = contents(out)
     with pytest.raises(PrepareError, match="exists already"):
         prepare_synapse(raw, out, [5], [2])
-    assert files(out) == before
+    assert contents(out) == before
     prepare_synapse(raw, out, [5], [2], overwrite=True)
     assert not (out / "test_vol_h5" / "case0001.npy.h5").exists()
     prepare_synapse(raw, out, [5], [1], overwrite=True)
-    assert files(out) == before
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert contents(out) == before
+    hounsfield, ids = raw_case()
+    write_pair(raw, 2, hounsfield, ids + 100)
+    with pytest.raises(PrepareError, match="label ids"):
+        prepare_synapse(raw, out, [5, 1], [2], overwrite=True)
+    assert contents(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
 
 
 def test_folders_of_others_are_never_replaced(raw: Path, tmp_path: Path) -> None:
@@ -184,19 +185,7 @@ def test_folders_of_others_are_never_replaced(raw: Path, tmp_path: Path) -> None
     (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
     with pytest.raises(PrepareError, match="not prepared here"):
         prepare_synapse(raw, tmp_path / "thesis", [5], [1], overwrite=True)
-    assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "years of work"
-
-
-def test_a_failed_run_leaves_the_earlier_result(raw: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    prepare_synapse(raw, out, [5], [1])
-    before = files(out)
-    hounsfield, ids = raw_case()
-    write_pair(raw, 2, hounsfield, ids + 100)
-    with pytest.raises(PrepareError):
-        prepare_synapse(raw, out, [5, 1], [2], overwrite=True)
-    assert files(out) == before
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert contents(tmp_path / "thesis") == {"chapter1.txt": b"years of work"}
 
 
 def test_command_line(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
