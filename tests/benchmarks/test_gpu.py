@@ -17,18 +17,13 @@ from torch import Tensor
 
 from benchmarks import __main__ as command
 from benchmarks import gpu
+from benchmarks.harness import row
 from networks.selective_scan import parallel, reference, triton_scan
 
 ROOT = Path(__file__).parents[2]
 MESSAGE = "the gpu part needs an NVIDIA GPU and PyTorch's CUDA build; this machine has none\n"
 SMALL = ((1, 3, 5, 4),)
 ROW = {"what": "a", "ms": 1.0, "against_ms": None, "ratio": None, "better": "higher"}
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """This Python without its GPUs."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def with_segments(module: Any, *, spoil: Callable[[Tensor], Tensor] = lambda y: y) -> Any:
@@ -43,16 +38,12 @@ def with_segments(module: Any, *, spoil: Callable[[Tensor], Tensor] = lambda y: 
     return SimpleNamespace(selective_scan_2d=scan_2d, selective_scan=scan)
 
 
-def test_without_a_gpu_it_ends_with_one_line() -> None:
-    done = run("-m", "benchmarks", "gpu")
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", MESSAGE)
-
-
-def test_it_starts_where_there_is_pytorch_only() -> None:
+def test_it_starts_where_there_is_pytorch_only_and_asks_for_a_gpu_in_one_line() -> None:
     missing = ["monai", "ignite", "scipy", "h5py", "nibabel", "triton", "mamba_ssm"]
     start = "runpy.run_module('benchmarks', run_name='__main__', alter_sys=True)"
     block = f"import runpy, sys; sys.modules.update(dict.fromkeys({missing})); sys.argv = ['', 'gpu']; {start}"
-    done = run("-c", block)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", MESSAGE)
 
 
@@ -82,12 +73,6 @@ def test_a_missing_gpu_is_noticed_before_other_parts_are_measured(monkeypatch: p
     monkeypatch.setattr(command, "write", lambda part, rows: pytest.fail(f"{part} was measured"))
     with pytest.raises(SystemExit, match="no GPU"):
         command.main(["loader", "gpu"])
-
-
-def test_help_offers_it(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        command.main(["--help"])
-    assert "loader, gpu;" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("module", [reference, parallel], ids=["reference", "parallel"])
@@ -133,16 +118,7 @@ def test_backends_take_turns_until_memory_runs_out() -> None:
 def test_the_goal_is_for_mamba_ssm() -> None:
     figures = {"triton": (1.0, 100.0), "mamba_ssm": (2.0, 50.0), "parallel": None}
     mamba, other = gpu.speed_ups("step", figures, 1)
-    assert mamba == {
-        "what": "step: speed-up over `mamba_ssm`",
-        "ms": 1000,
-        "against_ms": 2000,
-        "ratio": 2,
-        "better": "higher",
-        "goal": 1,
-        "mib": 100,
-        "against_mib": 50,
-    }
+    assert mamba == row("step: speed-up over `mamba_ssm`", 1, 2, "higher", 1, mib=100, against_mib=50)
     assert (other["ratio"], other["against_ms"], other["against_mib"], "goal" in other) == (None, None, None, False)
 
 
