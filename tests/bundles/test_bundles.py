@@ -123,13 +123,21 @@ def test_every_network_trains_on_every_data_set_by_its_definition_alone(
 
 
 @each_bundle
-def test_images_need_not_be_square(bundle: str, options: Options, run: Run, tmp_path: Path) -> None:
+def test_images_need_not_be_square(bundle: str, options: Options, run: Run, data: Path, tmp_path: Path) -> None:
     chosen = options(bundle, tmp_path, max_epochs=1, image_size=[33, 47])
     run("training", config(bundle), **chosen)
     run("evaluating", config(bundle, "train", "evaluate"), **chosen)
     row, *_ = rows_of(tmp_path / "eval")
     if bundle in PICTURES:
         assert sum(int(row[key]) for key in ("tp", "fp", "fn", "tn")) == 33 * 47
+    kept = {key: chosen[key] for key in ("image_size", "ckpt_dir", "network_def")}
+    source = next((data / INPUT[bundle]).iterdir())
+    run("inferring", config(bundle, "inference"), **kept, input=str(source), output_dir=str(tmp_path / "out"))
+    (mask,) = (tmp_path / "out").iterdir()
+    if bundle in PICTURES:
+        assert read(mask).shape == read(source).shape[:2]
+    else:
+        assert sorted(nib.load(mask).shape) == [8, 48, 48]
 
 
 def test_a_training_may_start_from_weights_of_other_classes(
