@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from networks.weights import refuse_unfit_values
+
 STAGES = 5
 
 
@@ -209,6 +211,7 @@ class CMUNeXt(nn.Module):
         self.Up2 = Up(d2, d1)
         self.Up_conv2 = SkipFusion(d1)
         self.Conv_1x1 = nn.Conv2d(d1, out_channels, kernel_size=1)
+        self.register_load_state_dict_pre_hook(refuse_unfit_values)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from networks.selective_scan import selective_scan_2d
+from networks.weights import refuse_unfit_values
 
 PATCH = 4
 DIRECTIONS = 4
@@ -311,6 +312,7 @@ class VMUNet(nn.Module):
         self.final_up = PatchExpand(dims[0], expand=PATCH, scale=PATCH)
         self.final_conv = nn.Conv2d(dims[0] // PATCH, out_channels, kernel_size=1)
         self.apply(self._init_linear)
+        self.register_load_state_dict_pre_hook(refuse_unfit_values)
 
     @staticmethod
     def _init_linear(module: nn.Module) -> None:

@@ -13,9 +13,10 @@ import hashlib
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -138,7 +139,9 @@ def load_weights(
     # a classifier's own head is not expected to be wanted
     if min_matched == 1 and len(wanted) == len(target) and unexpected:
         raise ValueError(f"{report}; the model has no such tensors: the file is of another network")
-    _check_values(path, fitting, target)
+    for name, tensor in fitting.items():
+        if reason := _unfit(name, tensor, target[name]):
+            raise ValueError(f"{path}: {reason}")
     model.load_state_dict(fitting, strict=False)
     return report
 
@@ -221,15 +224,34 @@ def _vmamba_start(source: dict[str, Tensor], target: dict[str, Tensor]) -> dict[
     return wanted
 
 
-def _check_values(path: Path, fitting: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    """Raises ValueError for tensors that fit by name and shape, but cannot be weights."""
-    for name, tensor in fitting.items():
-        if target[name].is_floating_point() != tensor.is_floating_point() or tensor.is_complex():
-            raise ValueError(f"{path}: {name} is {tensor.dtype}, expected {target[name].dtype}")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(
-                f"{path}: {name} holds values that are not finite; the training diverged, or it is damaged"
-            )
+def refuse_unfit_values(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+    """Lets `module.load_state_dict` refuse what cannot be weights, whoever calls it, MONAI's commands for instance.
+
+    Register it with `register_load_state_dict_pre_hook`.
+
+    Example:
+        >>> network = nn.Linear(1, 1)
+        >>> hook = network.register_load_state_dict_pre_hook(refuse_unfit_values)
+        >>> network.load_state_dict({"weight": torch.full((1, 1), torch.nan), "bias": torch.zeros(1)})
+        Traceback (most recent call last):
+        ...
+        RuntimeError: Error(s) in loading state_dict for Linear:
+            weight holds values that are not finite: the training diverged
+    """
+    error_messages: list[str] = others[-1]
+    for name, expected in module.state_dict().items():
+        tensor = state_dict.get(f"{prefix}{name}")
+        if isinstance(tensor, Tensor) and (reason := _unfit(name, tensor, expected)):
+            error_messages.append(reason)
+
+
+def _unfit(name: str, tensor: Tensor, expected: Tensor) -> str:
+    """Why a tensor that fits by name cannot be a weight; empty if it can."""
+    if expected.is_floating_point() != tensor.is_floating_point() or tensor.is_complex():
+        return f"{name} is {tensor.dtype}, expected {expected.dtype}"
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        return f"{name} holds values that are not finite: the training diverged"
+    return ""
 
 
 def _requirement(min_matched: float) -> str:

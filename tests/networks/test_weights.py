@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from networks import VMUNet, load_weights
+from networks import VMUNet, cmunext_s, load_weights
 
 SMALL = {"dims": (8, 16, 32, 64), "depths": (2, 1, 1, 1), "decoder_depths": (1, 1, 1, 2), "d_state": 4}
 
@@ -244,3 +244,16 @@ def test_files_that_are_no_checkpoints(content: bytes, name: str, network: VMUNe
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} is not a checkpoint of plain tensors"):
         load_weights(network, tmp_path / name)
+
+
+@pytest.mark.parametrize("build", [cmunext_s, lambda: VMUNet(**SMALL)], ids=["CMUNeXt", "VMUNet"])
+def test_networks_themselves_refuse_what_are_no_weights(build: Callable[[], nn.Module]) -> None:
+    """So do MONAI's own commands, which know nothing of `load_weights`."""
+    network = build()
+    state = network.state_dict()
+    name = next(reversed(state))
+    with pytest.raises(RuntimeError, match=rf"{name} holds values that are not finite"):
+        network.load_state_dict({**state, name: torch.full_like(state[name], torch.inf)})
+    with pytest.raises(RuntimeError, match=rf"{name} is torch.int64, expected torch.float32"):
+        network.load_state_dict({**state, name: state[name].long()})
+    network.load_state_dict(state)
