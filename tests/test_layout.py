@@ -1,6 +1,7 @@
 """What CONTRIBUTING.md says of the rooms: which may import which, and how the texts are laid out."""
 
 import ast
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,14 @@ MAY_IMPORT = {
     "prepare": {"transforms"},
     "bundles": {"networks", "transforms", "evaluation"},
 }
+
+
+def installed() -> bool:
+    """True where pip has installed this checkout."""
+    try:
+        return bool(importlib.metadata.distribution("monai-cmunext-vmunet"))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def imported(file: Path) -> set[str]:
@@ -45,3 +54,12 @@ TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("bundles/
 def test_lines_can_be_read(file: Path) -> None:
     made = file.read_text().partition("<!-- table -->")[0] + file.read_text().partition("<!-- end of table -->")[2]
     assert max(map(len, made.splitlines())) <= 120
+
+
+@pytest.mark.skipif(not installed(), reason="the package is run from the checkout, not installed")
+def test_a_folder_of_ones_own_hides_no_package(tmp_path: Path) -> None:
+    for room in MAY_IMPORT:
+        (tmp_path / room).mkdir()
+    code = f"import {', '.join(MAY_IMPORT)}; print(*[room.__file__ for room in ({', '.join(MAY_IMPORT)})])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [Path(file).parent.parent for file in done.stdout.split()] == [ROOT] * len(MAY_IMPORT)
