@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import save_net_with_metadata
@@ -17,9 +18,11 @@ from torch import nn
 
 from transforms import replacing
 
-__all__ = ["check_run", "export_torchscript", "root"]
+__all__ = ["export_torchscript", "prepare_run", "root"]
 
 logger = logging.getLogger(__name__)
+
+WORDS = {"true": True, "false": False, "null": None}
 
 
 def root() -> str:
@@ -48,18 +51,34 @@ def root() -> str:
     raise ValueError("the configuration's file is not known here: set bundle_root, the folder that holds configs/")
 
 
-def check_run() -> None:
-    """Ends the run with one line where it asks for what is not installed; called first by every configuration.
+def prepare_run() -> None:
+    """Reads the words of the command line as YAML would, and refuses what is asked for and not installed.
+
+    `--train#trainer#amp false` arrives as the word "false", which Python takes for true: the words true, false and null
+    become values. Every configuration calls this first in `initialize`.
 
     Raises:
         SystemExit: `--tracking mlflow` without mlflow.
 
     Example:
-        >>> check_run()  # outside of a run there is nothing to check
+        >>> prepare_run()  # outside of a run there is nothing to prepare
     """
     workflow = _running_workflow()
-    if workflow and _tracks_by_mlflow(workflow.parser) and not importlib.util.find_spec("mlflow"):
+    if workflow is None:
+        return
+    if _tracks_by_mlflow(workflow.parser) and not importlib.util.find_spec("mlflow"):
         raise SystemExit("--tracking mlflow needs MLflow: pip install mlflow-skinny sqlalchemy alembic")
+    workflow.parser.config = _with_values(workflow.parser.config)
+    workflow.parser.parse(reset=True)
+
+
+def _with_values(config: Any) -> Any:
+    """The configuration with the words true, false and null as values."""
+    if isinstance(config, dict):
+        return {key: _with_values(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_with_values(value) for value in config]
+    return WORDS.get(config.lower(), config) if isinstance(config, str) else config
 
 
 def export_torchscript(network: nn.Module, filepath: str | Path) -> None:

@@ -581,6 +581,13 @@ def test_overrides_reach_what_they_name(bundle: str, options: Options, tmp_path:
     assert parser.get_parsed_content("validate#evaluator").data_loader.num_workers == 0
 
 
+def test_words_of_the_command_line_are_values(options: Options, run: Run, tmp_path: Path) -> None:
+    words_given = {"train#dataloader#drop_last": "true", "train#trainer#amp": "False", "pretrained": "null"}
+    run("training", config("cmunext_busi"), **options("cmunext_busi", tmp_path, max_epochs=1, **words_given))
+    # the second batch of 6 images, which has 2, is dropped
+    assert saved(tmp_path / "last.pt")["trainer"]["iteration"] == 1
+
+
 def test_one_override_chooses_the_year() -> None:
     parser = parsed("vmunet_isic", "train", "evaluate", year=2018, network_def=TINY["VMUNet"])
     assert parser.get_parsed_content("dataset_dir") == "data/isic18"
