@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from pickle import PicklingError
 from typing import Any
@@ -25,8 +26,10 @@ from networks.training import (
     Progress,
     RunLog,
     as_bool,
+    load_or_exit,
     poly_schedule,
     prepare_network,
+    start_from,
 )
 from tests.golden import fill
 from transforms import replacing
@@ -227,6 +230,16 @@ def test_words_that_a_switch_may_be() -> None:
         as_bool("yes")
     with pytest.raises(SystemExit, match="amp_dtype must be float32, bfloat16 or auto, not 'half'"):
         prepare_network(nn.Linear(1, 1), "cpu", "half")
+
+
+@pytest.mark.parametrize("load", [load_or_exit, start_from])
+def test_weights_are_loaded_left_out_or_refused_in_one_line(load: Callable[..., nn.Module], tmp_path: Path) -> None:
+    network, other, path = nn.Linear(2, 2), nn.Linear(2, 2), tmp_path / "model.pt"
+    assert start_from(network, None) is load_or_exit(network, path, wanted="false") is network
+    torch.save(other.state_dict(), path)
+    assert torch.equal(load(network, path).weight, other.weight)
+    with pytest.raises(SystemExit, match=r"model\.pt.*mis-shaped"):
+        load(nn.Linear(2, 3), path)
 
 
 def test_processes_are_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
