@@ -153,8 +153,7 @@ def _run(
         raise MemoryError("the selective scan found no memory for its buffers")
 
 
-@torch.library.custom_op("selective_scan::cpu_scan", mutates_args=(), device_types="cpu")
-def _scan(
+def _scan_on_cpu(
     u: Tensor,
     delta: Tensor | None,
     B: Tensor | None,
@@ -187,8 +186,7 @@ def _scan(
     return y, states
 
 
-@torch.library.custom_op("selective_scan::cpu_scan_backward", mutates_args=(), device_types="cpu")
-def _scan_backward(
+def _scan_backward_on_cpu(
     grad_y: Tensor,
     states: Tensor,
     u: Tensor,
@@ -229,7 +227,16 @@ def _scan_backward(
     return tuple(gradients[name] if name in gradients else u.new_empty(0) for name in _INPUTS)  # type: ignore[return-value]
 
 
-@_scan.register_fake
+# Not torch.library.custom_op: what that does around each call took 3 % of a scan of 384 channels and 1024 positions.
+_operators = torch.library.Library("selective_scan", "DEF")
+for _name, _function in (("cpu_scan", _scan_on_cpu), ("cpu_scan_backward", _scan_backward_on_cpu)):
+    _operators.define(_name + torch.library.infer_schema(_function, mutates_args=()))
+    _operators.impl(_name, _function, "CPU")
+_scan = torch.ops.selective_scan.cpu_scan.default
+_scan_backward = torch.ops.selective_scan.cpu_scan_backward.default
+
+
+@torch.library.register_fake(_scan, lib=_operators)
 def _scan_fake(
     u: Tensor,
     delta: Tensor | None,
@@ -247,7 +254,7 @@ def _scan_fake(
     return u.new_empty(u.shape), u.new_empty(_states_shape(_sizes(u, B, dt_weight, A), save_states))
 
 
-@_scan_backward.register_fake
+@torch.library.register_fake(_scan_backward, lib=_operators)
 def _scan_backward_fake(grad_y: Tensor, states: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     u, *tensors = arguments[: len(_INPUTS)]
     return tuple(u.new_empty(0 if tensor is None else tensor.shape) for tensor in (u, *tensors))
@@ -272,8 +279,8 @@ def _backward_twice(ctx: Any, *gradients: Tensor) -> None:
     raise NotImplementedError("backend 'cpu' has no second derivatives of the selective scan; use backend='parallel'")
 
 
-_scan.register_autograd(_backward, setup_context=_setup_context)
-_scan_backward.register_autograd(_backward_twice)
+torch.library.register_autograd(_scan, _backward, setup_context=_setup_context, lib=_operators)
+torch.library.register_autograd(_scan_backward, _backward_twice, lib=_operators)
 
 
 def _scan_float32(*tensors: Tensor | None, softplus: bool, level: str) -> Tensor:
