@@ -249,7 +249,8 @@ def _unfit(name: str, tensor: Tensor, expected: Tensor) -> str:
     """Why a tensor that fits by name cannot be a weight; empty if it can."""
     if expected.is_floating_point() != tensor.is_floating_point() or tensor.is_complex():
         return f"{name} is {tensor.dtype}, expected {expected.dtype}"
-    if tensor.is_floating_point() and not tensor.isfinite().all():
+    # as the network will hold it: a float64 may be too large for a float32
+    if tensor.is_floating_point() and not tensor.to(expected.dtype).isfinite().all():
         return f"{name} holds values that are not finite: the training diverged"
     return ""
 

@@ -254,6 +254,8 @@ def test_networks_themselves_refuse_what_are_no_weights(build: Callable[[], nn.M
     name = next(reversed(state))
     with pytest.raises(RuntimeError, match=rf"{name} holds values that are not finite"):
         network.load_state_dict({**state, name: torch.full_like(state[name], torch.inf)})
+    with pytest.raises(RuntimeError, match=rf"{name} holds values that are not finite"):
+        network.load_state_dict({**state, name: torch.full_like(state[name], 1e200, dtype=torch.float64)})
     with pytest.raises(RuntimeError, match=rf"{name} is torch.int64, expected torch.float32"):
         network.load_state_dict({**state, name: state[name].long()})
     network.load_state_dict(state)
