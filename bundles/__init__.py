@@ -41,10 +41,9 @@ def root() -> str:
         ...
         ValueError: the configuration's file is not known here: set bundle_root, the folder that holds configs/
     """
+    if workflow := _running_workflow():
+        return str(_bundle_of(workflow.config_root_path))
     for frame in _callers():
-        workflow = frame.f_locals.get("self")
-        if isinstance(workflow, ConfigWorkflow):
-            return str(_bundle_of(workflow.config_root_path))
         # the commands of monai.bundle.scripts that take configurations without a workflow
         if frame.f_globals.get("__name__") == "monai.bundle.scripts" and (files := frame.f_locals.get("config_file_")):
             return str(_bundle_of(Path(files if isinstance(files, str) else files[0]).parent))
@@ -95,7 +94,6 @@ def export_torchscript(network: nn.Module, filepath: str | Path) -> None:
     config = dict(workflow.parser.get()) if workflow else {}
     metadata = config.pop(ConfigParser.meta_key, {})
     path = Path(filepath)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         save_net_with_metadata(
             convert_to_torchscript(network),
