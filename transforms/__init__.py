@@ -14,6 +14,7 @@ from transforms.datasets import (
 from transforms.files import (
     PICTURE_SUFFIXES,
     VOLUME_SUFFIXES,
+    InputError,
     by_name,
     case_name,
     has_suffix,
@@ -47,6 +48,7 @@ __all__ = [
     "DataSplit",
     "DatasetError",
     "HDF5Reader",
+    "InputError",
     "LabelSet",
     "MaskReader",
     "PictureReader",

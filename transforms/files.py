@@ -25,6 +25,28 @@ _DECORATION = re.compile(
 )
 
 
+class InputError(ValueError):
+    """What a user gave cannot be taken. Its text is one line: file, fact, remedy.
+
+    Library functions raise it; commands print the line and exit with 1. Control characters in the file's name are shown
+    escaped.
+
+    Args:
+        fact: what is wrong.
+        path: the file or folder, where it is one's fault.
+        remedy: what to do about it, where the fact does not say so already.
+
+    Example:
+        >>> print(InputError("values from 0 to 1 are not Hounsfield units", path="a.nii", remedy="give the CT itself"))
+        a.nii: values from 0 to 1 are not Hounsfield units; give the CT itself
+    """
+
+    def __init__(self, fact: str, *, path: PathLike | None = None, remedy: str = "") -> None:
+        letters = "" if path is None else f"{os.fspath(path)}: "
+        name = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in letters)
+        super().__init__(f"{name}{fact}; {remedy}" if remedy else f"{name}{fact}")
+
+
 def has_suffix(path: PathLike, suffixes: Sequence[str]) -> bool:
     """True if the file's name ends in one of `suffixes`, in upper or lower case.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from transforms import (
     PICTURE_SUFFIXES,
     VOLUME_SUFFIXES,
+    InputError,
     by_name,
     case_name,
     has_suffix,
@@ -138,3 +140,10 @@ def test_a_file_system_that_cannot_flush_folders_is_no_error(tmp_path: Path, mon
         temporary.touch()
         monkeypatch.setattr(os, "open", Mock(side_effect=OSError))
     assert (tmp_path / "a").exists()
+
+
+@given(NAMES, st.sampled_from(["", "rename it"]))
+def test_an_input_error_is_one_line_and_survives_other_processes(name: str, remedy: str) -> None:
+    error = InputError("cannot be read", path=name, remedy=remedy)
+    assert str(error).isprintable() and str(error).endswith(f": cannot be read{'; rename it' * bool(remedy)}")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
