@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import ignite.distributed as idist
@@ -30,7 +29,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from networks.selective_scan import default_backend
-from networks.weights import load_weights
+from networks.weights import load_weights, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +48,10 @@ class Autocast(nn.Module):
         bfloat16: autocast to bfloat16; False leaves the precision alone, an outer autocast too.
         channels_last: memory layout of the image.
         constant_weights: `torch.compile` takes the weights of a compiled network for constants.
+        out_channels: how many channels the classes need; None takes whatever comes.
+
+    Raises:
+        ValueError: when the network answers with another number of channels.
 
     Example:
         >>> Autocast(nn.Linear(2, 1), bfloat16=True)(torch.ones(1, 2)).dtype
@@ -56,10 +59,16 @@ class Autocast(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, bfloat16: bool, channels_last: bool = False, constant_weights: bool = False
+        self,
+        network: nn.Module,
+        bfloat16: bool,
+        channels_last: bool = False,
+        constant_weights: bool = False,
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.out_channels = out_channels
         # not self.bfloat16, which is a method of modules
         self.to_bfloat16 = bfloat16
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
@@ -71,8 +80,18 @@ class Autocast(nn.Module):
         autocast = torch.autocast(x.device.type, dtype=torch.bfloat16) if self.to_bfloat16 else nullcontext()
         with _compiling_constants() if self.constant_weights else nullcontext(), autocast:
             y = self.network(plain)
+        _check_channels(self.network, y.shape[1], self.out_channels)
         y = y.to(torch.promote_types(y.dtype, torch.float32))
         return MetaTensor(y).copy_meta_from(x) if isinstance(x, MetaTensor) else y
+
+
+def _check_channels(network: nn.Module, channels: int | None, needed: int | None) -> None:
+    """Refuses a network whose output does not fit the classes; one channel stands for one class without background."""
+    if needed is not None and channels is not None and channels != needed:
+        raise ValueError(
+            f"{type(network).__name__} answers with {channels} channel{'s' * (channels != 1)}, and the classes need"
+            f" {needed}: leave its out_channels to the configuration, or name the classes (--classes)"
+        )
 
 
 def _compiling_constants() -> AbstractContextManager[None]:
@@ -96,7 +115,7 @@ class Progress(ProgressBar):
 
 
 def _shown_loss(output: Any) -> dict[str, Any]:
-    first = output[0] if isinstance(output, list) else output
+    first = output[0] if isinstance(output, list) and output else output
     return {"loss": first["loss"]} if isinstance(first, dict) and "loss" in first else {}
 
 
@@ -207,7 +226,7 @@ class ResultsLog:
             engine.add_event_handler(Events.COMPLETED, self.log)
 
     def log(self, engine: Engine) -> None:
-        files = engine.state.iteration
+        files = (engine.state.iteration or 0) - len(getattr(engine, "failures", ()))
         logger.info(f"masks of {files} file{'s' * (files != 1)} written to {self.output_dir.resolve()}")
 
 
@@ -276,7 +295,7 @@ class Checkpoints:
         is where the evaluator's data are empty, the trainer's key metric does.
 
         Raises:
-            SystemExit: when a run is to be resumed and cannot be.
+            ValueError: when a run is to be resumed and cannot be.
         """
         if self.resume:
             self._load(trainer)
@@ -300,7 +319,13 @@ class Checkpoints:
             trainer.terminate()
 
     def _say_best(self, trainer: Engine, scored: Workflow) -> None:
-        if self.best is not None and is_rank_zero():
+        if self.best is None:
+            reason = "not finite in any epoch" if self.since_best else "never computed, as no validation ran"
+            raise ValueError(
+                f"{scored.state.key_metric_name} was {reason}: there is no model.pt, the last epoch's weights are in"
+                f" {self.ckpt_dir / 'last.pt'}"
+            )
+        if is_rank_zero():
             name = scored.state.key_metric_name
             logger.info(f"best {name} {self.best:.4f} in epoch {self.best_epoch}: {self.ckpt_dir / 'model.pt'}")
 
@@ -318,52 +343,64 @@ class Checkpoints:
     def _load(self, trainer: Engine) -> None:
         path = self.ckpt_dir / "last.pt"
         if not path.is_file():
-            raise SystemExit(f"{path} does not exist: start without --resume, or name the run's --ckpt_dir")
+            raise ValueError(f"{path} does not exist: start without --resume, or name the run's --ckpt_dir")
         max_epochs = trainer.state.max_epochs or 0
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_checkpoint(path)
             for name, thing in self.objects.items():
                 thing.load_state_dict(state[name])
             self.best, self.best_epoch, self.since_best = (
                 state["selection"][key] for key in ("best", "best_epoch", "since_best")
             )
             trainer.load_state_dict(state["trainer"])
-        except (RuntimeError, ValueError, TypeError, KeyError, EOFError, UnpicklingError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
             reason = str(error).partition("\n")[0]
-            raise SystemExit(f"{path} does not continue this run ({reason}): start without --resume") from error
+            raise ValueError(f"{path} does not continue this run ({reason}): start without --resume") from error
         trainer.state.max_epochs = max_epochs
         if trainer.state.epoch >= max_epochs:
-            raise SystemExit(f"{path} has finished its {trainer.state.epoch} epochs: give a larger --max_epochs")
+            raise ValueError(f"{path} has finished its {trainer.state.epoch} epochs: give a larger --max_epochs")
         torch.manual_seed(self.seed + trainer.state.epoch)
         logger.info(f"resumed from {path} after epoch {trainer.state.epoch}")
 
 
-def load_or_exit(network: nn.Module, path: str | Path, wanted: bool | str = True) -> nn.Module:
+def load_trained(
+    network: nn.Module, path: str | Path, wanted: bool | str = True, out_channels: int | None = None
+) -> nn.Module:
     """`network` with the weights at `path`, every tensor of it; with `wanted=False` as it is.
 
+    Args:
+        out_channels: how many channels the classes need. It is compared with what the network says of itself.
+
     Raises:
-        SystemExit: with one line, when the file is missing or does not fit.
+        FileNotFoundError: when there is no such file.
+        ValueError: when it does not fit, or the network's output does not fit the classes.
 
     Example:
-        >>> load_or_exit(nn.Linear(2, 1), "no/model.pt")
+        >>> load_trained(nn.Linear(2, 1), "no/model.pt")
         Traceback (most recent call last):
         ...
-        SystemExit: no weight file no/model.pt: train first, or name an existing checkpoint as --ckpt_path
+        FileNotFoundError: no weight file no/model.pt: train first, or name an existing checkpoint as --ckpt_path
     """
+    _check_channels(network, getattr(network, "out_channels", None), out_channels)
     if as_bool(wanted):
         _load(network, path, "train first, or name an existing checkpoint as --ckpt_path")
     return network
 
 
-def start_from(network: nn.Module, pretrained: str | Path | None, new_head: bool | str = False) -> nn.Module:
+def start_from(
+    network: nn.Module, pretrained: str | Path | None, new_head: bool | str = False, min_matched: float = 1.0
+) -> nn.Module:
     """`network` with the weights that a training starts from; None leaves them random.
 
     Args:
         pretrained: a checkpoint that `load_weights` understands.
-        new_head: it is of other classes. Its last layer is left out, and the log names the tensors that stay random.
+        new_head: it is of other classes. The last layer, or the layer of that name, is left out, and the log names the
+            tensors that stay random.
+        min_matched: least share of the network's tensors that the file must fill.
 
     Raises:
-        SystemExit: with one line, when the file is missing or does not fit.
+        FileNotFoundError: when there is no such file.
+        ValueError: when it does not fit.
 
     Example:
         >>> network = start_from(nn.Linear(2, 1), None)
@@ -371,18 +408,17 @@ def start_from(network: nn.Module, pretrained: str | Path | None, new_head: bool
     if pretrained is None:
         logger.info("no weights to start from: they are random")
         return network
-    _load(network, pretrained, "name an existing file as --pretrained", start=True, new_head=as_bool(new_head))
+    if str(new_head).lower() in ("true", "false"):
+        new_head = as_bool(new_head)
+    remedy = "name an existing file as --pretrained"
+    _load(network, pretrained, remedy, start=True, new_head=new_head, min_matched=float(min_matched))
     return network
 
 
-def _load(network: nn.Module, path: str | Path, remedy: str, **options: bool) -> None:
-    try:
-        report = load_weights(network, path, **options)
-    except FileNotFoundError as error:
-        raise SystemExit(f"{error}: {remedy}") from error
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
-    logger.info(str(report))
+def _load(network: nn.Module, path: str | Path, remedy: str, **options: Any) -> None:
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no weight file {path}: {remedy}")
+    logger.info(str(load_weights(network, path, **options)))
 
 
 def prepare_network(
@@ -392,6 +428,7 @@ def prepare_network(
     channels_last: bool | str = "auto",
     compile: bool | str = False,
     frozen: bool = False,
+    out_channels: int | None = None,
 ) -> nn.Module:
     """`network` on `device`, made fast, and with gradients averaged where there is a process group.
 
@@ -403,9 +440,10 @@ def prepare_network(
             needs, a GPU or a C++ compiler.
         frozen: a copy that will not be trained, as `network.frozen(bfloat16)` makes it, or a plain copy for networks
             that have no such method. Compiling takes its weights for constants.
+        out_channels: how many channels the classes need; a network that answers with others is refused.
 
     Raises:
-        SystemExit: for a word that is none of those.
+        ValueError: for a word that is none of those, or when the output does not fit the classes.
 
     Example:
         >>> prepare_network(nn.Conv2d(3, 1, 1), "cpu")(torch.zeros(1, 3, 8, 8)).shape
@@ -413,24 +451,39 @@ def prepare_network(
     """
     device = torch.device(device)
     if amp_dtype not in ("float32", "bfloat16", "auto"):
-        raise SystemExit(f"amp_dtype must be float32, bfloat16 or auto, not {amp_dtype!r}")
+        raise ValueError(f"amp_dtype must be float32, bfloat16 or auto, not {amp_dtype!r}")
+    _check_channels(network, getattr(network, "out_channels", None), out_channels)
     bfloat16 = computes_bfloat16(device) if amp_dtype == "auto" else amp_dtype == "bfloat16"
     convolutional = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     nhwc = convolutional if channels_last == "auto" else as_bool(channels_last)
-    if compile == "auto":
-        compile = device.type == "cuda" or shutil.which("c++") is not None
+    compiler = device.type == "cuda" or shutil.which(os.environ.get("CXX", "g++")) is not None
+    compile = compiler if compile == "auto" else as_bool(compile)
+    if compile and not compiler:
+        raise ValueError("--compile true needs a C++ compiler: install g++ or clang++, or leave it out")
     if frozen:
         freeze = getattr(network, "frozen", None)
         network = freeze(bfloat16) if freeze else copy.deepcopy(network).eval()
     network = network.to(device)
     if nhwc:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if as_bool(compile):
+    if compile:
         network.compile()
-    prepared: nn.Module = Autocast(network, bfloat16, nhwc, constant_weights=frozen and as_bool(compile))
+    prepared: nn.Module = Autocast(network, bfloat16, nhwc, frozen and compile, out_channels)
     if dist.is_initialized():
+        _describe_depthwise_as_channels_last(network)
         prepared = DistributedDataParallel(prepared, device_ids=[device] if device.type == "cuda" else None)
     return prepared
+
+
+def _describe_depthwise_as_channels_last(network: nn.Module) -> None:
+    """Gives depthwise kernels (C, 1, K, K) the strides that their gradients come with.
+
+    Both layouts are the same bytes, because a dimension is 1; PyTorch's reducer compares the strides and warns.
+    """
+    for parameter in network.parameters():
+        if parameter.ndim == 4 and parameter.shape[1] == 1 and parameter.is_contiguous():
+            *_, height, width = parameter.shape
+            parameter.data = parameter.data.as_strided(parameter.shape, (height * width, 1, width, 1))
 
 
 def keep_freed_memory() -> bool:
@@ -473,10 +526,10 @@ def start_process_group() -> None:
     """Joins the processes that torchrun started: through NCCL where there are GPUs, else through gloo.
 
     Raises:
-        SystemExit: when torchrun did not start this process.
+        ValueError: when torchrun did not start this process.
     """
     if "RANK" not in os.environ:
-        raise SystemExit("multi_gpu.yaml runs under torchrun --standalone --nproc_per_node=N -m monai.bundle run …")
+        raise ValueError("multi_gpu.yaml runs under torchrun --standalone --nproc_per_node=N -m monai.bundle run …")
     dist.init_process_group(backend="nccl" if torch.cuda.is_available() else "gloo")
     # ignite's first look at the group is a collective: all processes must take it, not only those that save
     idist.sync()
@@ -500,7 +553,7 @@ def as_bool(value: bool | str) -> bool:
     """A switch from the command line, where `--resume true` arrives as a word.
 
     Raises:
-        SystemExit: when it is neither true nor false.
+        ValueError: when it is neither true nor false.
 
     Example:
         >>> as_bool("true"), as_bool(False)
@@ -509,7 +562,7 @@ def as_bool(value: bool | str) -> bool:
     if isinstance(value, bool):
         return value
     if str(value).lower() not in ("true", "false"):
-        raise SystemExit(f"expected true or false, not {value!r}")
+        raise ValueError(f"expected true or false, not {value!r}")
     return value.lower() == "true"
 
 

@@ -26,7 +26,7 @@ from networks.training import (
     Progress,
     RunLog,
     as_bool,
-    load_or_exit,
+    load_trained,
     poly_schedule,
     prepare_network,
     start_from,
@@ -100,7 +100,12 @@ UP_AND_DOWN = [0.1, 0.5, 0.4, 0.5, 0.6, 0.1, 0.1, 0.7]
 def test_the_best_epoch_is_kept_beside_the_last_until_patience_ends(
     tmp_path: Path, scores: list[float], options: dict[str, Any], epochs: int, selection: tuple[float | None, int, int]
 ) -> None:
-    run = Run(tmp_path / "new", scores, **options)()
+    run = Run(tmp_path / "new", scores, **options)
+    if selection[0] is None:
+        with pytest.raises(ValueError, match=r"score was not finite in any epoch: there is no model\.pt, .*last\.pt"):
+            run()
+    else:
+        run()
     last = saved(tmp_path / "new/last.pt")
     assert last["model"]["weight"].item() == run.weight
     assert last["trainer"]["iteration"] == epochs * len(BATCHES)
@@ -109,6 +114,14 @@ def test_the_best_epoch_is_kept_beside_the_last_until_patience_ends(
         until_best = Run(tmp_path / "other", scores[:best_epoch])()
         assert saved(tmp_path / "new/model.pt")["weight"].item() == until_best.weight
     assert sorted(os.listdir(tmp_path / "new")) == ["last.pt", "model.pt"][: 2 if best_epoch else 1]
+
+
+def test_a_training_that_never_validates_says_so(tmp_path: Path) -> None:
+    run = Run(tmp_path, [0.1, 0.2])
+    run.evaluator.run = lambda data: None
+    with pytest.raises(ValueError, match=r"score was never computed, as no validation ran: there is no model\.pt"):
+        run()
+    assert os.listdir(tmp_path) == ["last.pt"]
 
 
 def test_the_training_chooses_where_nothing_is_held_out(tmp_path: Path) -> None:
@@ -142,7 +155,7 @@ def test_patience_counts_across_a_resumption(tmp_path: Path) -> None:
 
 def test_what_cannot_be_resumed_is_one_line(tmp_path: Path) -> None:
     def message(**options: Any) -> str:
-        with pytest.raises(SystemExit) as caught:
+        with pytest.raises((OSError, ValueError), match=r"last\.pt") as caught:
             Run(tmp_path, [0.1, 0.2], resume=True, **options)()
         assert "\n" not in str(caught.value)
         return str(caught.value)
@@ -226,25 +239,44 @@ def test_an_outer_autocast_is_left_alone() -> None:
 
 def test_words_that_a_switch_may_be() -> None:
     assert [as_bool(word) for word in ("true", "True", "false", "False")] == [True, True, False, False]
-    with pytest.raises(SystemExit, match="expected true or false, not 'yes'"):
+    with pytest.raises(ValueError, match="expected true or false, not 'yes'"):
         as_bool("yes")
-    with pytest.raises(SystemExit, match="amp_dtype must be float32, bfloat16 or auto, not 'half'"):
+    with pytest.raises(ValueError, match="amp_dtype must be float32, bfloat16 or auto, not 'half'"):
         prepare_network(nn.Linear(1, 1), "cpu", "half")
 
 
-@pytest.mark.parametrize("load", [load_or_exit, start_from])
+@pytest.mark.parametrize("load", [load_trained, start_from])
 def test_weights_are_loaded_left_out_or_refused_in_one_line(load: Callable[..., nn.Module], tmp_path: Path) -> None:
     network, other, path = nn.Linear(2, 2), nn.Linear(2, 2), tmp_path / "model.pt"
-    assert start_from(network, None) is load_or_exit(network, path, wanted="false") is network
+    assert start_from(network, None) is load_trained(network, path, wanted="false") is network
     torch.save(other.state_dict(), path)
     assert torch.equal(load(network, path).weight, other.weight)
-    with pytest.raises(SystemExit, match=r"model\.pt.*mis-shaped"):
+    with pytest.raises(ValueError, match=r"model\.pt.*mis-shaped"):
         load(nn.Linear(2, 3), path)
+
+
+@pytest.mark.parametrize(("channels", "needed"), [(1, 3), (3, 1), (3, 9)])
+@pytest.mark.parametrize("says", [True, False])
+def test_an_output_that_does_not_fit_the_classes_is_refused(channels: int, needed: int, says: bool) -> None:
+    """A network of this project says what it answers with; any other shows it when it runs."""
+    network = cmunext_s(out_channels=channels) if says else nn.Conv2d(3, channels, 1)
+    with pytest.raises(ValueError, match=rf"answers with {channels} channels?, and the classes need {needed}"):
+        prepare_network(network, "cpu", out_channels=needed)(torch.zeros(1, 3, 32, 32))
+    assert prepare_network(network, "cpu", out_channels=channels)(torch.zeros(1, 3, 32, 32)).shape[1] == channels
+    if says:
+        with pytest.raises(ValueError, match=f"the classes need {needed}"):
+            load_trained(network, "model.pt", wanted=False, out_channels=needed)
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ValueError, match=r"--compile true needs a C\+\+ compiler"):
+        prepare_network(nn.Linear(1, 1), "cpu", compile="true")
 
 
 def test_processes_are_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(SystemExit, match="multi_gpu.yaml runs under torchrun --standalone --nproc_per_node=N"):
+    with pytest.raises(ValueError, match="multi_gpu.yaml runs under torchrun --standalone --nproc_per_node=N"):
         training.start_process_group()
 
 
