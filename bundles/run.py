@@ -17,10 +17,13 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.utils import ensure_tuple
 
 from bundles.settings import RULES, TRACKING, checked, refuse_unknown, with_values
 from transforms import InputError
 
+# The command as prepare_run found it.
+_command: dict[str, Any] = {}
 PACKAGES = ("bundles", "networks", "transforms", "evaluation", "prepare")
 
 
@@ -69,6 +72,7 @@ def prepare_run() -> None:
     config: dict[str, Any] = with_values(parser.config)
     sys.excepthook = _ErrorLine(debug=config.get("debug") is True)
     files, overrides = _given()
+    _command.update(config_files=list(ensure_tuple(files or ())), overrides=overrides)
     if files:
         plain = ConfigParser.load_config_files(files)
         refuse_unknown({name: value for name, value in overrides.items() if name not in TRACKING}, plain)
@@ -77,6 +81,19 @@ def prepare_run() -> None:
     config |= {name: checked(name, config[name]) for name in RULES if name in config}
     parser.config = config  # type: ignore[assignment]
     parser.parse(reset=True)
+
+
+def configuration() -> dict[str, Any]:
+    """The files of the run's configuration, its overrides, and the configuration that came of both.
+
+    Example:
+        >>> configuration()  # outside of a run
+        {}
+    """
+    workflow = running_workflow()
+    if workflow is None:
+        return {}
+    return {**_command, "configuration": workflow.parser.get()}
 
 
 def one_line(error: BaseException) -> str | None:

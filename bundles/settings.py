@@ -50,6 +50,13 @@ def _between(least: float, most: float) -> Rule:
     return check
 
 
+def _at_least_0(value: Any) -> float:
+    number = _number(value)
+    if not 0 <= number < math.inf:
+        raise ValueError
+    return number
+
+
 def _one_of(*choices: Any) -> Rule:
     def check(value: Any) -> Any:
         return {str(choice): choice for choice in choices}[str(value)]
@@ -92,9 +99,13 @@ RULES: Mapping[str, tuple[str, Rule]] = {
     "amp_dtype": ("float32, bfloat16 or auto", _one_of("float32", "bfloat16", "auto")),
     **dict.fromkeys(("channels_last", "compile"), ("true, false or auto", _one_of(True, False, "auto"))),
     **dict.fromkeys(
-        ("resume", "load_pretrain", "probabilities", "assume_hu", "allow_unpaired", "debug"),
+        ("force", "load_pretrain", "probabilities", "assume_hu", "allow_unpaired", "debug"),
         ("true or false", _one_of(True, False)),
     ),
+    "resume": ("true, false or auto", _one_of(True, False, "auto")),
+    "ckpt_interval": ("a whole number above 0", _whole(1)),
+    **dict.fromkeys(("ckpt_minutes", "clip_grad"), ("a number, 0 or above", _at_least_0)),
+    "on_save_error": ("stop or continue", _one_of("stop", "continue")),
     "check_data": ("true, false, quick or full", _one_of(True, False, "quick", "full")),
     "year": ("2017 or 2018", _one_of(2017, 2018)),
     "classes": ("a list of different names: ['cup', 'disc']", _names),

@@ -7,7 +7,6 @@ import pytest
 from ignite.engine import Engine, Events
 from torch import nn
 
-from networks import training
 from networks.training import (
     EpochLog,
     Progress,
