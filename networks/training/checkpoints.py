@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -462,6 +463,7 @@ class _Lock:
         except OSError as error:
             self.release()
             raise ValueError(f"{folder} is in use by another run: wait for it, or give another --ckpt_dir") from error
+        _held.add(self)
 
     def release(self) -> None:
         if self.descriptor is not None:
@@ -469,6 +471,19 @@ class _Lock:
             self.descriptor = None
 
     __del__ = release
+
+
+# Forked loader workers would inherit the lock, and they outlive a killed run by seconds.
+_held: weakref.WeakSet[_Lock] = weakref.WeakSet()
+
+
+def _release_all() -> None:
+    for lock in list(_held):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_all)
 
 
 def _batches(items: int, loader: Any) -> int:
