@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
@@ -227,11 +228,10 @@ class ResultsLog:
         self.output_dir = Path(output_dir)
 
     def attach(self, engine: Engine) -> None:
-        if is_rank_zero():
-            engine.add_event_handler(Events.COMPLETED, self.log)
+        engine.add_event_handler(Events.COMPLETED, self.log)
 
     def log(self, engine: Engine) -> None:
-        files = (engine.state.iteration or 0) - len(getattr(engine, "failures", ()))
+        files: Any = idist.all_reduce((engine.state.iteration or 0) - len(getattr(engine, "failures", ())))
         logger.info(f"masks of {files} file{'s' * (files != 1)} written to {self.output_dir.resolve()}")
 
 
