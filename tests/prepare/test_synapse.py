@@ -15,7 +15,7 @@ from prepare.__main__ import main
 from prepare.output import PrepareError
 from prepare.synapse import TEST_CASES, TRAIN_CASES, load_volume, prepare_synapse
 from tests.helpers import contents
-from transforms import ORIENTATION, SYNAPSE_CLASSES
+from transforms import ORIENTATION, SYNAPSE_CLASSES, InputError
 
 SHAPE = (7, 12, 9)  # D, H, W
 AFFINE = np.array([[0, 0, -0.8, 40], [0, -0.7, 0, 30], [5.0, 0, 0, -60], [0, 0, 0, 1]])
@@ -111,9 +111,9 @@ def test_published_split() -> None:
 
 
 def test_missing_cases_are_named(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(PrepareError, match=r"cases 3 4 6 7 .* 40 are missing.*--allow-missing"):
+    with pytest.raises(InputError, match=r"cases 3 4 6 7 .* 40 are missing.*--allow-missing"):
         prepare_synapse(raw, tmp_path / "out")
-    with pytest.raises(PrepareError, match="cases 9 are missing"):
+    with pytest.raises(InputError, match="cases 9 are missing"):
         prepare_synapse(raw, tmp_path / "out", [5, 9], [1])
     assert not (tmp_path / "out").exists()
     prepare_synapse(raw, tmp_path / "out", allow_missing=True)
@@ -122,7 +122,7 @@ def test_missing_cases_are_named(raw: Path, tmp_path: Path) -> None:
 
 
 def test_a_case_in_both_parts_must_be_asked_for(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(PrepareError, match="cases 1 would be in training and test"):
+    with pytest.raises(InputError, match="cases 1 would be in training and test"):
         prepare_synapse(raw, tmp_path / "out", train_cases=[1])
     prepare_synapse(raw, tmp_path / "out", [1], [1])
     assert "WARNING: cases 1 are in training AND test" in capsys.readouterr().out
@@ -134,20 +134,20 @@ def test_bad_pairs_are_named(raw: Path, tmp_path: Path) -> None:
 
     def expect(what: str, **change: Any) -> None:
         write_pair(raw, 1, **{"hounsfield": hounsfield, "label": ids} | change)
-        with pytest.raises(PrepareError, match=what):
+        with pytest.raises(InputError, match=what):
             prepare_synapse(raw, tmp_path / "out", [5], [1])
         assert not (tmp_path / "out").exists()
 
     expect(r"label0001.*shape", label=ids[:-1])
     expect(r"label0001.*affine differs", label_affine_shift=1.0)
     expect(r"label0001.*label ids .*14", label=np.where(ids == 3, 14, ids).astype(np.uint8))
-    expect(r"label0001.*label ids .*2\.5", label=np.where(ids == 3, 2.5, ids).astype(np.float32))
-    expect(r"img0001.*not Hounsfield", hounsfield=(hounsfield / 1500).astype(np.float32))
-    expect(r"img0001.*not finite", hounsfield=np.where(ids == 3, np.nan, hounsfield).astype(np.float32))
-    expect(r"img0001.*shape", hounsfield=hounsfield[..., None], label=ids[..., None])
+    expect(r"label0001.*holds 2\.5, expected whole", label=np.where(ids == 3, 2.5, ids).astype(np.float32))
+    expect(r"img0001.*not look like Hounsfield", hounsfield=(hounsfield / 1500).astype(np.float32))
+    expect(r"img0001.*infinite", hounsfield=np.where(ids == 3, np.inf, hounsfield).astype(np.float32))
+    expect(r"img0001.*shape", hounsfield=np.stack([hounsfield] * 2, -1))
 
     def expect_of_files(what: str) -> None:
-        with pytest.raises(PrepareError, match=what):
+        with pytest.raises(InputError, match=what):
             prepare_synapse(raw, tmp_path / "out", [5], [1])
 
     image, label = raw / "img" / "img0001.nii.gz", raw / "label" / "label0001.nii.gz"
@@ -174,7 +174,7 @@ def test_an_earlier_result_is_replaced_whole_and_only_when_asked(raw: Path, tmp_
     assert contents(out) == before
     hounsfield, ids = raw_case()
     write_pair(raw, 2, hounsfield, ids + 100)
-    with pytest.raises(PrepareError, match="label ids"):
+    with pytest.raises(InputError, match="label ids"):
         prepare_synapse(raw, out, [5, 1], [2], overwrite=True)
     assert contents(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
