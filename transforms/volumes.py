@@ -15,6 +15,7 @@ import gzip
 import itertools
 import logging
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ SAME_GRID_VOXELS = 0.05
 # A NIfTI file has to give some geometry. In this field it says that the one it gives is made up.
 ASSUMED = b"geometry assumed"
 
-AIR_HU, PADDING_HU = -1024, -1500
+AIR_HU, PADDING_HU, FAT_HU = -1024, -1500, -30
 # Released volumes were resampled after the window, and splines overshoot.
 OVERSHOOT = 0.5
 LARGEST_LABEL = 65535
@@ -65,7 +66,18 @@ COPY_AGAIN = "copy or download it again"
 PREPARE_AGAIN = "prepare or copy it again"
 REPAIR = "repair its header"
 # What the libraries raise over damaged files.
-DAMAGE = (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, zipfile.BadZipFile)
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -135,9 +147,9 @@ def read_volume(path: PathLike, dataset: str = "image", assume_hu: bool = False)
 def check_hounsfield(array: np.ndarray, path: PathLike, assume_hu: bool = False) -> None:
     """Refuses an image that does not look like a CT in Hounsfield units.
 
-    What lies below −1500 is padding. Of the rest a CT has, cropped and windowed as it may be, some voxels of fat or air
-    (below −30) and some of tissue (above −150). Images in 0 … 1 or 0 … 255, stored numbers (HU + 1024), z-scores and MR
-    have no such negative values.
+    What lies below −1500 is padding. Of the rest a CT, cropped and windowed as it may be, has some voxels of fat or air
+    (below −30) and some of tissue (above). Images in 0 … 1 or 0 … 255, stored numbers (HU + 1024), z-scores and MR lack
+    the ones, constant images the others.
 
     Args:
         array: of any shape; NaN counts for nothing.
@@ -145,7 +157,7 @@ def check_hounsfield(array: np.ndarray, path: PathLike, assume_hu: bool = False)
         assume_hu: refuse nothing.
 
     Raises:
-        InputError: when fewer than one voxel in a thousand is fat or air, or tissue.
+        InputError: when not more than one voxel in a thousand is fat or air, or tissue.
 
     Example:
         >>> check_hounsfield(np.array([-1000, -100, 40, 60]), "ct.nii")
@@ -155,15 +167,11 @@ def check_hounsfield(array: np.ndarray, path: PathLike, assume_hu: bool = False)
     """
     if assume_hu:
         return
-    counted = np.count_nonzero(array > PADDING_HU)
-    low, high = (np.count_nonzero(array < end) for end in (PADDING_HU, -30))
-    fat_or_air = high - low
-    tissue = np.count_nonzero(array > -150)
-    if array.dtype.itemsize > 1 and min(fat_or_air, tissue) > counted / 1000:
+    counted, tissue = (np.count_nonzero(array > end) for end in (PADDING_HU, FAT_HU))
+    if array.dtype.itemsize > 1 and min(tissue, counted - tissue) > counted / 1000:
         return
-    with np.errstate(invalid="ignore"):
-        known = array[~np.isnan(array)]
-    found = f"values from {known.min():g} to {known.max():g}" if known.size else "NaN in every voxel"
+    known = array[~np.isnan(array)]
+    found = f"values from {known.min():g} to {known.max():g}" if known.size else "voxels that are all NaN"
     raise InputError(
         f"{found} do not look like Hounsfield units",
         path=path,
@@ -439,13 +447,15 @@ class SliceReader(ImageReader):
     def _slice(self, path: Path) -> np.ndarray:
         _check_file(path)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                if not isinstance(file, np.lib.npyio.NpzFile):
-                    raise InputError("is one array, not an npz file", path=path, remedy=PREPARE_AGAIN)
+            with path.open("rb") as stream:
+                if stream.read(2) != b"PK":
+                    raise InputError("is no npz file", path=path, remedy=PREPARE_AGAIN)
+                stream.seek(0)
+                file = np.load(stream, allow_pickle=False)
                 if self.dataset not in file:
                     held = ", ".join(file) or "nothing"
                     raise InputError(f"no array '{self.dataset}', it holds {held}", path=path, remedy=PREPARE_AGAIN)
-                array = file[self.dataset]
+                array = _native(file[self.dataset])
                 # Only the label pays for the comparison.
                 other = _stored_shape(file, "image") if self.dataset == "label" else array.shape
         except InputError:
@@ -465,6 +475,12 @@ class SliceReader(ImageReader):
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """In the machine's byte order and no long doubles, as PyTorch takes it."""
+    long = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    return array.astype(np.float64 if long else array.dtype.newbyteorder("="), copy=False)
 
 
 def _check_file(path: Path) -> None:
@@ -496,14 +512,12 @@ def _read_nifti(path: Path) -> Volume:
         block, data = (_content(_partner(path, suffix), kind) for suffix in PAIR_SUFFIXES)
     else:
         block = data = _content(path, kind)
-    versions = (
-        (nib.nifti1.Nifti1PairHeader, nib.nifti2.Nifti2PairHeader) if pair else (nib.Nifti1Header, nib.Nifti2Header)
-    )
-    version = next((one for one in versions if one.may_contain_header(block)), None)
+    version = next((one for one in VERSIONS[pair] if one.may_contain_header(block)), None)
     if version is None:
         raise InputError(f"not a readable {kind} (no NIfTI header in it)", path=path, remedy=COPY_AGAIN)
     try:
-        header = version(block[: version.sizeof_hdr])
+        block = block[: version.sizeof_hdr]
+        header = version(block)
         shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
     except (*DAMAGE, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError) as error:
         raise InputError(f"not a readable {kind} ({_line(error)})", path=path, remedy=COPY_AGAIN) from error
@@ -519,20 +533,19 @@ def _read_nifti(path: Path) -> Volume:
             path=path,
             remedy=COPY_AGAIN,
         )
-    affine = _affine(header, path, shape)
+    affine = _affine(header, block, path, shape)
     try:
         array = np.asarray(nib.arrayproxy.ArrayProxy(BytesIO(data), header))
     except (*DAMAGE, nib.spatialimages.HeaderDataError) as error:
         raise InputError(f"not a readable {kind} ({_line(error)})", path=path, remedy=COPY_AGAIN) from error
     array = array.reshape((*shape, 1)[:3], order="F")
-    # PyTorch takes the machine's byte order only, and no long double.
-    array = array.astype(np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("="), copy=False)
+    array = _native(array)
     if bytes(header["descrip"]).startswith(ASSUMED):
         return Volume(array, affine, None, "assumed", header=header)
     return Volume(array, affine, tuple(nib.affines.voxel_sizes(affine).tolist()), "file", header=header)
 
 
-def _affine(header: Any, path: Path, shape: Sequence[int]) -> np.ndarray:
+def _affine(header: Any, block: bytes, path: Path, shape: Sequence[int]) -> np.ndarray:
     """nibabel's affine, in mm."""
     used = "sform" if header["sform_code"] > 0 else "qform"
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:
@@ -540,6 +553,9 @@ def _affine(header: Any, path: Path, shape: Sequence[int]) -> np.ndarray:
             "its header tells no orientation (sform and qform codes are 0)", path=path, remedy="download it again"
         )
     try:
+        # nibabel makes 1 of 0
+        if used == "qform" and not type(header)(block, check=False)["pixdim"][1 : 1 + min(len(shape), 3)].all():
+            raise ValueError("voxels of 0 mm")
         affine = header.get_best_affine()
     except (ValueError, nib.spatialimages.HeaderDataError) as error:
         raise InputError(f"its {used} is no orientation ({_line(error)})", path=path, remedy=REPAIR) from error
@@ -601,15 +617,16 @@ def _read_hdf5(path: Path, dataset: str) -> Volume:
             attributes = {name: np.asarray(file.attrs[name]) for name in ATTRIBUTES if name in file.attrs}
     except InputError:
         raise
-    except (*DAMAGE, KeyError, RuntimeError) as error:
+    except DAMAGE as error:
         raise InputError(f"not a readable HDF5 file ({_line(error)})", path=path, remedy=PREPARE_AGAIN) from error
     for name, value in attributes.items():
         if value.dtype.kind not in "uif" or value.shape != ATTRIBUTES[name] or not np.isfinite(value).all():
             raise InputError(f"attribute '{name}' is {value.tolist()}", path=path, remedy=PREPARE_AGAIN)
     known = {name: value.astype(float) for name, value in attributes.items()}
     affine, spacing, window = (known.get(name) for name in ATTRIBUTES)
-    if spacing is not None and not (spacing > 0).all():
-        raise InputError(f"attribute 'spacing_mm' is {spacing.tolist()}", path=path, remedy=PREPARE_AGAIN)
+    for name, usable in (("spacing_mm", spacing is None or (spacing > 0).all()), ("window_hu", _rises(window))):
+        if not usable:
+            raise InputError(f"attribute '{name}' is {known[name].tolist()}", path=path, remedy=PREPARE_AGAIN)
     geometry = "assumed" if affine is None else "file"
     if affine is None:
         affine = SPL_AFFINE * ([1, 1, 1, 1] if spacing is None else [*spacing, 1])
@@ -633,12 +650,16 @@ def _read_hdf5(path: Path, dataset: str) -> Volume:
     spacing_mm = None if spacing is None else tuple(spacing.tolist())
     if dataset == "label":
         return Volume(whole_numbers(array, path), affine, spacing_mm, geometry)
+    _check_windowed(array, path, " and no attribute 'window_hu'" if window is None else "")
+    if array.min() == array.max():
+        raise InputError(f"holds {array.flat[0]:g} in every voxel", path=path, remedy=PREPARE_AGAIN)
     if window is None:
-        _check_windowed(array, path, " and no attribute 'window_hu'")
         window = np.asarray(WINDOW_HU)
-    elif not np.isfinite(array).all():
-        raise InputError("holds values that are not finite", path=path, remedy=PREPARE_AGAIN)
     return Volume(array, affine, spacing_mm, geometry, tuple(window.tolist()))
+
+
+def _rises(window: np.ndarray | None) -> bool:
+    return window is None or window[0] < window[1]
 
 
 def _dataset(file: h5py.File, path: Path, name: str) -> np.ndarray:
@@ -653,13 +674,13 @@ def _dataset(file: h5py.File, path: Path, name: str) -> np.ndarray:
     _check_numbers(stored.dtype, path, name)
     # HDF5 gives zeros where nothing was written.
     if stored.chunks:
-        chunks = math.prod(-(-size // chunk) for size, chunk in zip(stored.shape, stored.chunks, strict=True))
-        whole = stored.id.get_num_chunks() == chunks
+        places = itertools.product(*map(range, [0] * 3, stored.shape, stored.chunks))
+        whole = all(stored.id.get_chunk_info_by_coord(place).byte_offset is not None for place in places)
     else:
         whole = stored.is_virtual or stored.id.get_storage_size() >= stored.nbytes
     if not whole:
         raise InputError(f"data set '{name}' was not written whole", path=path, remedy=PREPARE_AGAIN)
-    return np.asarray(stored)
+    return _native(np.asarray(stored))
 
 
 def _stored_shape(file: np.lib.npyio.NpzFile, name: str) -> tuple[int, ...] | None:
