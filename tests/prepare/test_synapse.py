@@ -143,6 +143,9 @@ def test_bad_pairs_are_named(raw: Path, tmp_path: Path) -> None:
     expect(r"label0001.*label ids .*14", label=np.where(ids == 3, 14, ids).astype(np.uint8))
     expect(r"label0001.*holds 2\.5, expected whole", label=np.where(ids == 3, 2.5, ids).astype(np.float32))
     expect(r"img0001.*not look like Hounsfield", hounsfield=(hounsfield / 1500).astype(np.float32))
+    expect(r"label0001.*from -1 to 13", label=np.where(ids == 3, -1, ids.astype(np.int16)))
+    expect(r"label0001.*nan", label=np.where(ids == 3, np.nan, ids).astype(np.float32))
+    expect(r"img0001.*complex", hounsfield=hounsfield.astype(np.complex64))
     expect(r"img0001.*infinite", hounsfield=np.where(ids == 3, np.inf, hounsfield).astype(np.float32))
     expect(r"img0001.*shape", hounsfield=np.stack([hounsfield] * 2, -1))
 
@@ -159,6 +162,45 @@ def test_bad_pairs_are_named(raw: Path, tmp_path: Path) -> None:
     expect_of_files(r"img0001.*(damaged|not a readable)")
     image.unlink()
     expect_of_files(r"label0001.*image file is missing")
+
+
+def test_stored_forms_that_mean_the_same_give_the_same(tmp_path: Path) -> None:
+    hounsfield, ids = raw_case()
+    files = tmp_path / "img" / "img0001.nii.gz", tmp_path / "label" / "label0001.nii.gz"
+    write_pair(tmp_path, 1, hounsfield, ids)
+    expected = load_volume(*files)
+    image, label = (nib.load(file) for file in files)
+    image.header["pixdim"][1:4] = image.header["pixdim"][1:4].round(1) + 0.0002  # as some programs round it
+    image.set_qform(None, 0)
+    nib.save(image, files[0])
+    moved = label.affine.copy()
+    moved[:3, 3] += 2e-3
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj) - np.float32(3e-5), moved), files[1])
+    for suffix, kind in ((".nii.gz", nib.Nifti1Image), (".nii", nib.Nifti2Image), (".hdr", nib.Nifti1Pair)):
+        turned = nib.load(files[0])
+        other = files[0].with_name(f"other{suffix}")
+        nib.save(kind(np.asarray(turned.dataobj), turned.affine), other)
+        for source in (files[0], other):
+            volume = load_volume(source, files[1])
+            np.testing.assert_array_equal(volume.image, expected.image)
+            np.testing.assert_array_equal(volume.label, expected.label)
+            np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-5)
+
+
+def test_values_that_are_no_hounsfield_units_and_nan(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hounsfield, ids = raw_case()
+    files = tmp_path / "img" / "img0001.nii.gz", tmp_path / "label" / "label0001.nii.gz"
+    write_pair(tmp_path, 1, hounsfield + 1024, ids)
+    with pytest.raises(InputError, match="do not look like Hounsfield units"):
+        load_volume(*files)
+    expected = (np.clip(hounsfield + 1024, -125.0, 275) + 125) / 400
+    np.testing.assert_allclose(load_volume(*files, assume_hu=True).image, expected, atol=1e-6)
+    write_pair(tmp_path, 1, np.where(ids == 3, np.nan, hounsfield), ids)
+    image = load_volume(*files).image
+    assert (image[ids == 3] == 0).all()
+    np.testing.assert_allclose(image[ids != 3], ((np.clip(hounsfield, -125.0, 275) + 125) / 400)[ids != 3], atol=1e-6)
+    assert "img0001.nii.gz" in caplog.text
+    assert "voxels are NaN, taken as air" in caplog.text
 
 
 def test_an_earlier_result_is_replaced_whole_and_only_when_asked(raw: Path, tmp_path: Path) -> None:
