@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -211,6 +212,8 @@ def _new_scores(options: argparse.Namespace, pairs: Sequence[tuple[Path, Path]],
     Raises:
         ValueError: when the options do not fit each other or the files.
     """
+    if options.spacing and not all(0 < size < math.inf for size in options.spacing):
+        raise InputError(f"--spacing takes three sizes above 0 mm, not {' '.join(map(str, options.spacing))}")
     if not is_volume(pairs[0][1]):
         if label_ids or options.spacing:
             raise ValueError(f"--label-ids and --spacing are for volumes, and {pairs[0][1]} is a picture")

@@ -359,9 +359,8 @@ class SaveImageVolume(SaveImage):
         meta: Mapping[str, Any] = img.meta if isinstance(img, MetaTensor) else dict(meta_data or {})
         name = Path(str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, self._data_index))).name
         suffix = next((end for end in VOLUME_SUFFIXES if has_suffix(name, [end])), "")
-        path = Path(
-            filename or self.output_dir / f"{name.removesuffix(name[len(name) - len(suffix) :])}_{self.postfix}"
-        )
+        stem = name[: len(name) - len(suffix)]
+        path = Path(filename or self.output_dir / f"{stem}_{self.postfix}")
         labels = whole_numbers(convert_to_numpy(img)[0], path)
         affine = np.asarray(img.affine if isinstance(img, MetaTensor) else meta.get(MetaKeys.AFFINE, SPL_AFFINE))
         mask = _mask_like_input(labels, affine.astype(float), meta)
@@ -538,8 +537,7 @@ def _read_nifti(path: Path) -> Volume:
         array = np.asarray(nib.arrayproxy.ArrayProxy(BytesIO(data), header))
     except (*DAMAGE, nib.spatialimages.HeaderDataError) as error:
         raise InputError(f"not a readable {kind} ({_line(error)})", path=path, remedy=COPY_AGAIN) from error
-    array = array.reshape((*shape, 1)[:3], order="F")
-    array = _native(array)
+    array = _native(array.reshape((*shape, 1)[:3], order="F"))
     if bytes(header["descrip"]).startswith(ASSUMED):
         return Volume(array, affine, None, "assumed", header=header)
     return Volume(array, affine, tuple(nib.affines.voxel_sizes(affine).tolist()), "file", header=header)
@@ -570,14 +568,14 @@ def _affine(header: Any, block: bytes, path: Path, shape: Sequence[int]) -> np.n
     return affine
 
 
-def _check_affine(affine: np.ndarray, path: Path, what: str) -> None:
+def _check_affine(affine: np.ndarray, path: Path, what: str, remedy: str = REPAIR) -> None:
     """Refuses what is no place in space: not finite, flat, or voxels that no scanner makes."""
     sizes = np.linalg.norm(affine[:3, :3], axis=0) if np.isfinite(affine).all() else np.zeros(3)
     if not sizes.all() or abs(np.linalg.det(affine[:3, :3] / sizes)) < 0.05:
-        raise InputError(f"{what} is no orientation ({affine[:3].tolist()})", path=path, remedy=REPAIR)
+        raise InputError(f"{what} is no orientation ({affine[:3].tolist()})", path=path, remedy=remedy)
     if not (sizes > 1e-3).all() or not (sizes < 1e2).all():
         stated = " × ".join(f"{size:g}" for size in sizes)
-        raise InputError(f"{what} gives voxels of {stated} mm", path=path, remedy=REPAIR)
+        raise InputError(f"{what} gives voxels of {stated} mm", path=path, remedy=remedy)
 
 
 def _check_numbers(dtype: np.dtype, path: Path, dataset: str = "") -> None:
@@ -638,7 +636,7 @@ def _read_hdf5(path: Path, dataset: str) -> Volume:
                 remedy="store it as (D, H, W), or say what it is by an attribute 'affine'",
             )
     else:
-        _check_affine(affine, path, "its attribute 'affine'")
+        _check_affine(affine, path, "its attribute 'affine'", PREPARE_AGAIN)
         sizes = nib.affines.voxel_sizes(affine)
         if spacing is not None and np.abs(spacing / sizes - 1).max() > SAME_GRID_VOXELS:
             raise InputError(

@@ -125,6 +125,8 @@ def test_released_volumes_take_the_spacing_that_is_given(folders: tuple[Path, Pa
         assert strict["hd95_unit"] == ("mm" if spacing else "voxels")
         expected = binary.hd95(*(label == 1 for label in pair), spacing)
         assert strict["classes"]["class 1"]["hd95"]["mean"] == pytest.approx(expected)
+    for wrong in (0, -1, "nan", "inf"):
+        assert "--spacing takes three sizes above 0 mm" in failure(predictions, labels, "--spacing", 3, wrong, 1)
 
 
 def test_one_millimetre_is_a_known_spacing(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -204,6 +206,14 @@ def test_one_bad_pair_does_not_stop_the_others(
         main(arguments[:2])
     with pytest.raises(SystemExit, match="5 of 5 pairs"):
         main(arguments)
+
+
+def test_files_of_a_pair_are_one_volume(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    label = blobs(0)
+    for folder in folders:
+        nib.save(nib.Nifti1Pair(label, SPL), folder / "a.hdr")
+        assert len(list(folder.iterdir())) == 2
+    assert protocols(*folders, "--output", tmp_path)["strict"]["mean"]["dice"]["mean"] == 1
 
 
 def test_images(folders: tuple[Path, Path], tmp_path: Path) -> None:
