@@ -133,14 +133,14 @@ def volume_pair(
     """
     prediction, label = read_volume(prediction_file, "label"), reoriented(read_volume(label_file, "label"))
     turned = reoriented(prediction)
-    if turned.array.shape != label.array.shape:
-        raise InputError(f"shape {turned.array.shape}, but {label_file} has {label.array.shape}", path=prediction_file)
     predicted: np.ndarray | None = turned.array
-    # Where a file does not say where it lies, nothing can be compared.
+    # Where a file does not say where it lies, nothing but the shapes can be compared.
     if prediction.geometry == label.geometry == "file":
         predicted = on_grid(prediction.array, prediction.affine, label.affine, label.array.shape)
-    if predicted is None:
+    if predicted is None and sorted(turned.array.shape) == sorted(label.array.shape):
         raise InputError(f"lies elsewhere in space than {label_file}: their affines differ", path=prediction_file)
+    if predicted is None or predicted.shape != label.array.shape:
+        raise InputError(f"shape {turned.array.shape}, but {label_file} has {label.array.shape}", path=prediction_file)
     true = label.array
     if label_ids:
         true = np.zeros_like(label.array)

@@ -193,7 +193,7 @@ def whole_numbers(array: np.ndarray, path: PathLike) -> np.ndarray:
     low, high = array.min(), array.max()
     # NaN is neither.
     if not (low > -ROUNDING and high <= LARGEST_LABEL + ROUNDING):
-        raise InputError(f"values from {low:g} to {high:g}, expected class numbers from 0 up", path=path)
+        raise InputError(f"{_range(low, high)}, expected class numbers from 0 up", path=path)
     rounded = array
     if array.dtype.kind == "f":
         rounded = np.rint(array)
@@ -590,10 +590,14 @@ def _check_windowed(array: np.ndarray, path: Path, lacks: str = "") -> None:
     # NaN is neither.
     if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
         raise InputError(
-            f"values from {low:g} to {high:g}{lacks}, expected an image windowed to [0, 1]",
+            f"{_range(low, high)}{lacks}, expected an image windowed to [0, 1]",
             path=path,
             remedy="prepare it again from its NIfTI",
         )
+
+
+def _range(low: float, high: float) -> str:
+    return "holds NaN" if math.isnan(low) else f"values from {low:g} to {high:g}"
 
 
 def _without_nan(array: np.ndarray, path: Path) -> np.ndarray:
@@ -720,6 +724,7 @@ def _mask_like_input(labels: np.ndarray, affine: np.ndarray, meta: Mapping[str, 
     header.set_slope_inter(1, 0)
     for field in ("cal_max", "cal_min", "intent_code", "intent_p1", "intent_p2", "intent_p3", "vox_offset"):
         header[field] = 0
+    header["intent_name"] = header["aux_file"] = b""
     header["magic"] = header.single_magic
     # Without an affine nibabel leaves sform and qform alone.
     return kind(turned.reshape(shape), None, header)

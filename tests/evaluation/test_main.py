@@ -272,6 +272,15 @@ def test_affines_are_compared_in_voxels(folders: tuple[Path, Path], tmp_path: Pa
                 assert "their affines differ" in failure(*folders)
 
 
+def test_affines_between_two_orientations(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    half = np.sqrt(0.5)
+    affine = np.array([[half, -half, 0, 0], [half, half, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    for tilt in (-1e-5, 1e-5):  # which axis is nearest to left and right hangs on the last digits
+        for folder, change in zip(folders, (tilt, -tilt), strict=True):
+            nib.save(nib.Nifti1Image(blobs(0), affine + np.diag([change, -change, 0, 0])), folder / "a.nii.gz")
+        assert protocols(*folders, "--output", tmp_path)["strict"]["mean"]["dice"]["mean"] == 1
+
+
 def test_what_does_not_fit_is_named(folders: tuple[Path, Path]) -> None:
     prediction, label = (folder / "a.nii.gz" for folder in folders)
     save_nifti(label, blobs(0))

@@ -144,7 +144,7 @@ def test_bad_pairs_are_named(raw: Path, tmp_path: Path) -> None:
     expect(r"label0001.*holds 2\.5, expected whole", label=np.where(ids == 3, 2.5, ids).astype(np.float32))
     expect(r"img0001.*not look like Hounsfield", hounsfield=(hounsfield / 1500).astype(np.float32))
     expect(r"label0001.*from -1 to 13", label=np.where(ids == 3, -1, ids.astype(np.int16)))
-    expect(r"label0001.*nan", label=np.where(ids == 3, np.nan, ids).astype(np.float32))
+    expect(r"label0001.*holds NaN, expected class numbers", label=np.where(ids == 3, np.nan, ids).astype(np.float32))
     expect(r"img0001.*complex", hounsfield=hounsfield.astype(np.complex64))
     expect(r"img0001.*infinite", hounsfield=np.where(ids == 3, np.inf, hounsfield).astype(np.float32))
     expect(r"img0001.*shape", hounsfield=np.stack([hounsfield] * 2, -1))
