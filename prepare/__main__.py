@@ -9,7 +9,6 @@ from pathlib import Path
 from prepare.busi import prepare_busi
 from prepare.demo import MARK, prepare_demo
 from prepare.isic import FOLDERS, SPLITS, prepare_isic
-from prepare.output import PrepareError
 from prepare.synapse import prepare_synapse
 from transforms import InputError
 
@@ -76,8 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = options.pop("command")
     try:
         run(**options)
-    except (InputError, PrepareError, OSError) as error:
-        print(f"prepare {command}: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        print(f"prepare {command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"prepare {command}: interrupted, nothing was written; run it again", file=sys.stderr)
