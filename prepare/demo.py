@@ -104,7 +104,7 @@ def prepare_demo(
         raise InputError(f"expected 2 … {len(TRAIN_CASES)} cases of at least 8 slices and a size of 32 or more")
     if (images and images < 8) or not (cases or images):
         raise InputError("expected at least 8 images, or 0 of them and some cases")
-    with staged(out, overwrite) as folder:
+    with staged(out, overwrite, bytes_needed=5 * cases * slices * size**2 + 300_000 * images) as folder:
         raw = folder / "raw"
         if cases:
             test = TEST_CASES[: max(1, cases // 4)]

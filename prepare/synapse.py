@@ -212,7 +212,8 @@ def prepare_synapse(
 
     slices: list[str] = []
     facts_of_cases, rows = {}, []
-    with staged(out, overwrite) as folder:
+    raw_bytes = sum(path.stat().st_size for pair in pairs.values() for path in pair)
+    with staged(out, overwrite, bytes_needed=raw_bytes) as folder:
         lists = folder / "lists" / "lists_Synapse"
         for sub in (folder / "train_npz", folder / "test_vol_h5", lists):
             sub.mkdir(parents=True)

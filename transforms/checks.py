@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.utils import ensure_tuple
 from PIL import Image
 from scipy.fft import dctn
 from tqdm import tqdm
@@ -41,11 +42,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pair:
-    """An image file and its label file, and the part and the case they belong to; the case of a picture is itself."""
+    """An image file and its label files, and the part and the case they belong to; the case of a picture is itself."""
 
     part: str
     image: Path
-    label: Path
+    labels: tuple[Path, ...]
     case: str
 
     @property
@@ -233,14 +234,18 @@ def fingerprint(picture: np.ndarray) -> np.ndarray:
 
 def _pairs(part: str, items: Iterable[Mapping[str, Any]]) -> Iterator[Pair]:
     for item in items:
-        images, labels = (
-            [one] if isinstance(one, str | os.PathLike) else one for one in (item["image"], item["label"])
-        )
-        for image, label in zip(images, labels, strict=True):
-            # Slices of one case are named case0005_slice000.
-            name = stem(image)
-            case = name if has_suffix(image, PICTURE_SUFFIXES) else name.split("_")[0]
-            yield Pair(part, Path(image), Path(label), case)
+        if isinstance(item["image"], str | os.PathLike):
+            image = Path(item["image"])
+            yield Pair(part, image, tuple(map(Path, ensure_tuple(item["label"]))), _case(image))
+        else:
+            # the slices of one case
+            for image, label in zip(map(Path, item["image"]), map(Path, item["label"]), strict=True):
+                yield Pair(part, image, (label,), _case(image))
+
+
+def _case(image: Path) -> str:
+    """A slice's is what stands before the first `_`: case0005_slice000."""
+    return stem(image) if has_suffix(image, PICTURE_SUFFIXES) else stem(image).split("_")[0]
 
 
 def _spread(items: Sequence[Pair], count: int) -> list[Pair]:
@@ -249,7 +254,7 @@ def _spread(items: Sequence[Pair], count: int) -> list[Pair]:
 
 
 def _missing(pair: Pair) -> list[str]:
-    files = dict.fromkeys((pair.image, pair.label))
+    files = dict.fromkeys((pair.image, *pair.labels))
     return [f"{file}: no such file, or an empty one" for file in files if not file.is_file() or not file.stat().st_size]
 
 
@@ -262,22 +267,24 @@ def _read_all(pairs: Sequence[Pair], labels: LabelSet, bar: bool) -> Iterator[Co
 
 def _read(pair: Pair, labels: LabelSet) -> Content:
     arrays, errors = [], []
-    readers: tuple[Callable[[], np.ndarray], ...] = (lambda: _image(pair.image), lambda: _label(pair.label, labels))
-    for file, read in zip((pair.image, pair.label), readers, strict=True):
+    # Of slices and volumes the label is in the same file.
+    for kind, file in (("image", pair.image), *(("label", file) for file in pair.labels)):
         try:
-            arrays.append(read())
+            arrays.append(_image(file) if kind == "image" else _label(file, labels))
         except (ValueError, OSError) as error:
             line = " ".join(str(error).split())
             errors.append(line if str(file) in line else f"{file}: {line}")
     if errors:
         return Content(pair, tuple(dict.fromkeys(errors)))
-    image, label = arrays
-    if image.shape[: label.ndim] != label.shape:
-        there = f"{_times(image.shape[: label.ndim])} of its image {pair.image.name}"
-        return Content(pair, (f"{pair.label}: {_times(label.shape)} pixels, not the {there}",))
+    image, *masks = arrays
+    for file, mask in zip(pair.labels, masks, strict=True):
+        if image.shape[: mask.ndim] != mask.shape:
+            there = f"{_times(image.shape[: mask.ndim])} of its image {pair.image.name}"
+            return Content(pair, (f"{file}: {_times(mask.shape)} pixels, not the {there}",))
+    label = np.maximum.reduce(masks)
     classes = frozenset(np.unique(label).tolist())
     if max(classes) > len(labels.classes):
-        return Content(pair, (f"{pair.label}: holds {max(classes)}, the classes are 1 … {len(labels.classes)}",))
+        return Content(pair, (f"{pair.labels[0]}: holds {max(classes)}, the classes are 1 … {len(labels.classes)}",))
     planes = image if label.ndim == 3 else [image]
     shown = [plane for plane in planes if not _is_flat(plane)]
     marks = fingerprint(image) if shown and not pair.sliced else None

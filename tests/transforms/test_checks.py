@@ -142,6 +142,19 @@ def test_masks_that_mark_nothing_and_classes_without_an_image(pictures: Path) ->
     assert "no training image shows lesion" not in checked(pictures, full=False).warnings
 
 
+def test_all_masks_of_an_image_count(pictures: Path) -> None:
+    split = image_split(pictures, selection="paper")
+    first, second = split.train[0]["label"], pictures / "second.png"
+    save(disc(0), Path(first))
+    several = [{"image": split.train[0]["image"], "label": [first, str(second)]}, *split.train[1:]]
+    assert check_split(DataSplit(several, [], split.test, ""), ["lesion"]).errors == (f"{second}: no such file",)
+    save(disc(), second)
+    assert check_split(DataSplit(several, [], split.test, ""), ["lesion"]).warnings == ()
+    save(disc(size=(40, 64)), second)
+    report = check_split(DataSplit(several, [], split.test, ""), ["lesion"])
+    assert report.errors == (f"{second}: 40 × 64 pixels, not the 48 × 64 of its image t0.png",)
+
+
 def test_images_that_show_nothing(pictures: Path) -> None:
     colours = np.ones((*SIZE, 1), np.uint8) * np.array([250, 0, 3], np.uint8)
     save(colours, pictures / "train/images/t1.png")
@@ -310,11 +323,12 @@ def test_one_case_under_two_names(ct: Path) -> None:
 
 
 def test_one_case_in_two_parts(ct: Path) -> None:
-    shutil.copy(ct / "test_vol_h5/case0004.npy.h5", ct / "test_vol_h5/case0001.npy.h5")
-    (ct / "lists/lists_Synapse/test_vol.txt").write_text("case0001\n")
     split = synapse_split(ct, selection="paper")
+    volume = ct / "test_vol_h5/case0001.npy.h5"
+    shutil.copy(split.test[0]["image"], volume)
+    both = DataSplit(split.train, [], [{"image": str(volume), "label": str(volume)}], "")
     for full in (False, True):
-        warnings = check_split(split, ["liver", "spleen"], full).warnings
+        warnings = check_split(both, ["liver", "spleen"], full).warnings
         assert warnings == ("case0001 (test, training): the same case in two parts, results on it mean nothing",)
 
 
