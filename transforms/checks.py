@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from transforms.datasets import DataSplit, LabelSet
 from transforms.files import PICTURE_SUFFIXES, InputError, has_suffix, stem
-from transforms.readers import MaskReader, PictureReader
+from transforms.readers import MaskReader, read_picture
 from transforms.volumes import SliceReader, read_volume
 
 MODES = ("quick", "full", "false", "true")
@@ -306,7 +306,7 @@ def _digest(image: np.ndarray) -> bytes:
 
 def _image(path: Path) -> np.ndarray:
     if has_suffix(path, PICTURE_SUFFIXES):
-        return PictureReader("RGB").get_data(path)[0]
+        return read_picture(path)
     array = SliceReader("image").get_data((path,))[0] if has_suffix(path, [".npz"]) else read_volume(path).array
     return array.astype(np.float32, copy=False)
 
