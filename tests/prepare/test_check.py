@@ -73,7 +73,7 @@ def test_classes_and_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixture
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(array).save(tmp_path / folder / f"{number}.png")
     command = ["check", str(tmp_path), "--classes", "cup", "disc", "--label-map", "0:0", "85:1"]
-    assert main(command) == 1
+    assert main([*command, "171:2"]) == 1
     assert "holds 170" in capsys.readouterr().err
     assert main([*command, "170:2"]) == 0
     assert "training: cup in 3, disc in 3 of 3 opened" in capsys.readouterr().out
