@@ -23,8 +23,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
 
 from bundles.settings import RULES, TRACKING, checked, refuse_unknown, with_values
-from transforms import InputError
+from transforms import InputError, check_output
 
+# The folders that a run writes to.
+WRITTEN = {"training": ("ckpt_dir", "log_dir"), "evaluating": ("output_dir",), "inferring": ("output_dir",)}
 # The command as prepare_run found it.
 _command: dict[str, Any] = {}
 PACKAGES = ("bundles", "networks", "transforms", "evaluation", "prepare")
@@ -79,7 +81,8 @@ def prepare_run() -> None:
     config: dict[str, Any] = with_values(parser.config)
     sys.excepthook = _ErrorLine(debug=config.get("debug") is True)
     files, overrides = _given()
-    _command.update(config_files=list(ensure_tuple(files or ())), overrides=overrides)
+    paths = [str(Path(file).resolve()) for file in ensure_tuple(files or ())]
+    _command.update(config_files=paths, overrides=overrides, working_directory=os.getcwd())
     if files:
         plain = ConfigParser.load_config_files(files)
         refuse_unknown({name: value for name, value in overrides.items() if name not in TRACKING}, plain)
@@ -92,6 +95,9 @@ def prepare_run() -> None:
         raise InputError("--tracking mlflow needs MLflow: pip install mlflow-skinny sqlalchemy alembic")
     config |= {name: checked(name, config[name]) for name in RULES if name in config}
     parser.config = config  # type: ignore[assignment]
+    parser.parse(reset=True)
+    for name in WRITTEN.get(workflow.run_id, ()):
+        check_output(parser.get_parsed_content(name))
     parser.parse(reset=True)
 
 

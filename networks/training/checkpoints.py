@@ -107,6 +107,7 @@ class Checkpoints:
         self.best_epoch = 0
         self.since_best = 0
         self.saved_at = time.monotonic()
+        self.metric = ""
         self.stopped_by: str | None = None
         self.lock: _Lock | None = None
         self.steps = 0
@@ -140,6 +141,7 @@ class Checkpoints:
         elif is_rank_zero():
             self._set_aside()
         scored = evaluator if len(evaluator.data_loader) else trainer  # type: ignore[arg-type]
+        self.metric = str(scored.state.key_metric_name)
         # an evaluator has one epoch a run
         scored.add_event_handler(Events.EPOCH_COMPLETED, self._score, trainer)
         trainer.add_event_handler(Events.STARTED, self._listen)
@@ -181,7 +183,9 @@ class Checkpoints:
     def _end(self, how: str, trainer: Engine) -> None:
         """Completes the run's record and gives the folder back."""
         if self.record is not None:
-            best = {"score": self.best, "epoch": self.best_epoch} if self.best is not None else None
+            best = (
+                {"metric": self.metric, "score": self.best, "epoch": self.best_epoch} if self.best is not None else None
+            )
             self.record.end(how, epochs=trainer.state.epoch, iterations=trainer.state.iteration, best=best)
         self._release()
 
