@@ -31,12 +31,11 @@ from transforms import (
     SPL_AFFINE,
     SYNAPSE_CLASSES,
     VOLUME_SUFFIXES,
-    MaskReader,
     VolumeReader,
     has_suffix,
     list_files,
     pair_by_name,
-    read_picture,
+    read_mask,
 )
 
 
@@ -91,13 +90,12 @@ def read_volume(path: Path) -> MetaTensor:
 
 
 def read_image(path: Path, classes: int) -> np.ndarray:
-    """The class indices (H, W) of a picture: as stored, or for one class what is brighter than half the range.
+    """The class indices (H, W) of a mask: for several classes the stored numbers 0 … C, for one see `read_mask`.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when the file is not readable or holds colours for several classes; it names the file.
+        InputError: when the file is damaged, or holds values that do not say which class they are.
     """
-    return read_picture(path, "ids") if classes > 1 else MaskReader().get_data(path)[0]
+    return read_mask(path, classes=classes)
 
 
 def evaluate(

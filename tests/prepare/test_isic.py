@@ -10,8 +10,8 @@ from PIL import Image
 
 from prepare.__main__ import main
 from prepare.isic import FOLDERS, Pair, prepare_isic, split_parts
-from prepare.output import PrepareError
 from tests.helpers import read
+from transforms import InputError
 
 
 def write_part(raw: Path, year: int, part: str, count: int, start: int = 0, shape: tuple[int, int] = (40, 60)) -> None:
@@ -89,7 +89,7 @@ def test_2018_and_a_new_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("train", "val", "counts"), [(2000, 150, (1500, 650)), (2594, 100, (1886, 808))])
 def test_published_counts(tmp_path: Path, train: int, val: int, counts: tuple[int, int]) -> None:
-    pair: Pair = (tmp_path, tmp_path)
+    pair: Pair = (tmp_path, (tmp_path,))
     parts = {"train": {f"a{n}": pair for n in range(train)}, "val": {f"b{n}": pair for n in range(val)}}
     drawn = split_parts(parts, "7:3", 42)
     assert (len(drawn["train"]), len(drawn["val"])) == counts
@@ -99,15 +99,15 @@ def test_bad_input_is_named(raw: Path, tmp_path: Path) -> None:
     images, masks = (raw / name for name in FOLDERS[2017]["val"])
 
     def expect(what: str, **options: Any) -> None:
-        with pytest.raises(PrepareError, match=what):
+        with pytest.raises(InputError, match=what):
             prepare_isic(raw, tmp_path / "out", **({"year": 2017} | options))
         assert not (tmp_path / "out").exists()
 
     expect("no pictures in ISIC2018", year=2018)
     expect("--size 0 5", size=(0, 5))
     Image.fromarray(np.zeros((40, 59), np.uint8)).save(masks / "ISIC_0000100_segmentation.png")
-    expect("ISIC_0000100_segmentation.*59×40 pixels, the image 60×40")
-    expect("ISIC_0000100_segmentation.*59×40 pixels, the image 60×40", size=(8, 8))
+    expect("ISIC_0000100_segmentation.*59×40 pixels, the image .* 60×40")
+    expect("ISIC_0000100_segmentation.*59×40 pixels, the image .* 60×40", size=(8, 8))
     (masks / "ISIC_0000100_segmentation.png").unlink()
     expect(r"val: no mask of the same name for .*ISIC_0000100\.jpg$")
     (images / "ISIC_0000100.jpg").unlink()

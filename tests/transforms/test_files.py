@@ -69,7 +69,7 @@ def test_files_are_listed_sorted_without_hidden_ones(tmp_path: Path) -> None:
     assert everywhere == [tmp_path / "a.JPG", tmp_path / "b.png", tmp_path / "sub/e.png"]
     assert list_files(tmp_path / ".d.png", [".png"]) == [tmp_path / ".d.png"]
     assert list_files(tmp_path / "c.txt", [".png"]) == []
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+    with pytest.raises(InputError, match="nowhere: does not exist$"):
         list_files(tmp_path / "nowhere", [".png"])
 
 
@@ -80,7 +80,6 @@ def test_each_case_finds_its_label(numbers: list[int], decoration: str) -> None:
     pairs = pair_by_name(first, second)
     assert [one for one, _ in pairs] == first
     assert all(case_name(one) == case_name(two) for one, two in pairs)
-    assert pair_by_name(first[1:], second, spare=True) == pairs[1:]
 
 
 def test_equal_stems_belong_together_whatever_else_they_look_like() -> None:
@@ -94,12 +93,12 @@ def test_equal_stems_belong_together_whatever_else_they_look_like() -> None:
     [
         (["a.png"], ["b.png"], "^no mask of the same name for a.png$"),
         (["a.png"], ["a.png", *"fedcb"], r"^no image of the same name for b, c, d … \(5 files\)$"),
-        (["a.png", "a.jpg"], ["a.png"], "^a.png and a.jpg have the same name: rename or remove one of them$"),
-        (["a.png"], ["a.png", "a_mask.png"], "^a.png and a_mask.png have the same name"),
+        (["a.png", "a.jpg"], ["a.png"], "^a.png: has the same name as a.jpg; rename or remove one of them$"),
+        (["a.png"], ["a.png", "a_mask.png"], "^a.png: has the same name as a_mask.png; rename"),
     ],
 )
 def test_files_without_one_partner_are_named(first: list[str], second: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         pair_by_name(paths(*first), paths(*second), ("image", "mask"))
 
 
@@ -145,5 +144,6 @@ def test_a_file_system_that_cannot_flush_folders_is_no_error(tmp_path: Path, mon
 @given(NAMES, st.sampled_from(["", "rename it"]))
 def test_an_input_error_is_one_line_and_survives_other_processes(name: str, remedy: str) -> None:
     error = InputError("cannot be read", path=name, remedy=remedy)
-    assert str(error).isprintable() and str(error).endswith(f": cannot be read{'; rename it' * bool(remedy)}")
+    assert str(error).isprintable()
+    assert str(error).endswith(f": cannot be read{'; rename it' * bool(remedy)}")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
