@@ -39,10 +39,10 @@ COPY_AGAIN = "copy or download it again"
 DARK, BRIGHT = 63, 192
 # Compression moves flat areas by so much.
 RIPPLE = 12
-# A lossless file that holds so few values holds them on purpose.
+# A lossless file that holds so few values, most of them in areas, holds them on purpose.
 FEW_VALUES = 16
-# Of the pixels of one colour, after compression.
-COLOUR_SPREAD = 48
+# Of the bright pixels of one colour, in lossless files and after compression.
+COLOUR_SPREAD = {False: 24, True: 64}
 SHOWN = 10
 
 EXIF_ORIENTATION = "exif_orientation"
@@ -209,8 +209,9 @@ def read_mask(path: PathLike, label_map: Mapping[int, int] | None = None, classe
       number or palette index 0; else, as a guess that is logged, grey or white beside a colour, else the darker one.
     - One value: the background if it is black, transparent or 0, else class 1 everywhere.
     - More values: a soft mask (anti-aliased, resized, JPEG) is cut at half of the range, and anything else is refused.
-      A soft mask is of one colour and reaches from nearly black to nearly white (below 64, above 191); values between
-      lie on edges: most have a darker and a brighter neighbour, and none fills 3 × 3 pixels. JPEG may ripple by 12.
+      A soft mask is of one colour and reaches from nearly black to nearly white (below 64, above 191). Its values
+      between lie on edges: most have a darker and a brighter neighbour, and none fills 3 × 3 pixels. Compression may
+      add ripples of 12, but of up to 16 values not most may fill 3 × 3 pixels.
     - Transparency counts as black. Where everything is black it is the mask: what is opaque is class 1.
 
     A mask is turned as viewers show it (EXIF orientation), as images are.
@@ -328,34 +329,37 @@ def _grey(stored: np.ndarray, path: Path) -> np.ndarray:
 def _soft(grey: np.ndarray, lossy: bool, path: Path, shown: Callable[[], str]) -> np.ndarray:
     """A soft mask cut at half of the range; anything else is refused."""
     found = _values(grey)
-    margin = RIPPLE if lossy or len(found) > FEW_VALUES else 0
     if lossy and found[0] >= BRIGHT:
         return np.ones(grey.shape, np.uint8)
     reaches = found[0] <= DARK and found[-1] >= BRIGHT
-    if not reaches or _has_areas_between(grey, int(found[0]) + margin, int(found[-1]) - margin):
+    if not reaches or _is_labelled(grey, found, few=not lossy and len(found) <= FEW_VALUES):
         remedy = "say with label_map which class each stored number is, or save it as black and white"
         raise InputError(f"holds the values {shown()}: more than background and one class", path=path, remedy=remedy)
     return (grey > 127).astype(np.uint8)
 
 
-def _has_areas_between(grey: np.ndarray, low: int, high: int) -> bool:
-    """True where values between `low` and `high` fill areas, or lie elsewhere than on edges."""
-    between = (grey > low) & (grey < high)
-    if not between.any():
-        return False
+def _of_neighbours(grey: np.ndarray, choose: np.ufunc) -> np.ndarray:
+    """The lowest or highest of the 3 × 3 pixels around each."""
     padded = np.pad(grey, 1, mode="edge")
-    rows = [padded[:-2], padded[1:-1], padded[2:]]
-    low3, high3 = rows[0], rows[0]
-    for row in rows[1:]:
-        low3, high3 = np.minimum(low3, row), np.maximum(high3, row)
-    darkest = np.minimum(np.minimum(low3[:, :-2], low3[:, 1:-1]), low3[:, 2:])
-    brightest = np.maximum(np.maximum(high3[:, :-2], high3[:, 1:-1]), high3[:, 2:])
-    inside = np.zeros_like(between)
-    inside[1:-1, 1:-1] = True
-    if (between & inside & (darkest == brightest)).any():
+    rows = choose.reduce((padded[:-2], padded[1:-1], padded[2:]))
+    chosen: np.ndarray = choose.reduce((rows[:, :-2], rows[:, 1:-1], rows[:, 2:]))
+    return chosen
+
+
+def _is_labelled(grey: np.ndarray, found: np.ndarray, few: bool) -> bool:
+    """True where values between the lowest and the highest fill areas, or lie elsewhere than on edges."""
+    darkest, brightest = (_of_neighbours(grey, choose) for choose in (np.minimum, np.maximum))
+    # values that fill 3 × 3 pixels
+    flat = np.unique(grey[1:-1, 1:-1][(darkest == brightest)[1:-1, 1:-1]])
+    between = found[1:-1]
+    if few and np.isin(between, flat).sum() > len(between) / 2:
         return True
-    on_edge = (darkest < grey) & (brightest > grey)
-    return bool(np.count_nonzero(between & on_edge) < np.count_nonzero(between) / 2)
+    bottom, top = int(found[0]) + RIPPLE, int(found[-1]) - RIPPLE
+    if ((flat > bottom) & (flat < top)).any():
+        return True
+    inner = (grey > bottom) & (grey < top)
+    on_edge = inner & (darkest < grey) & (brightest > grey)
+    return bool(np.count_nonzero(on_edge) < np.count_nonzero(inner) / 2)
 
 
 def _coloured_foreground(picture: Image.Image, lossy: bool, path: Path) -> np.ndarray:
@@ -383,7 +387,7 @@ def _coloured_foreground(picture: Image.Image, lossy: bool, path: Path) -> np.nd
         if len(used) == 2 and colours and colours[0][1] == colours[1][1]:
             return (indices != min(used)).astype(np.uint8)
     if not colours:
-        return _soft_colour(picture, lossy, path)
+        return _soft_colour(picture, lossy, path, indices)
     if len(colours) == 1:
         nothing = colours[0][1] == (0, 0, 0) or (indices is not None and not indices.any())
         return np.full((picture.height, picture.width), not nothing, np.uint8)
@@ -412,19 +416,24 @@ def _background(colours: Sequence[Any], indices: np.ndarray | None, path: Path) 
     return tuple(background)
 
 
-def _soft_colour(picture: Image.Image, lossy: bool, path: Path) -> np.ndarray:
-    """A soft mask of one colour on black."""
+def _soft_colour(picture: Image.Image, lossy: bool, path: Path, indices: np.ndarray | None) -> np.ndarray:
+    """A soft mask of one colour on black, told by the inside of its bright areas."""
     array = np.asarray(picture)
     value = array.max(axis=-1)
-    bright = array[value >= BRIGHT]
+    bright = array[_of_neighbours(value, np.minimum) >= BRIGHT]
 
     def shown() -> str:
+        if indices is not None:
+            return _shown(indices)
         colours = sorted(colour for _, colour in picture.getcolors(picture.width * picture.height) or [])
         return ", ".join(map(str, colours[:SHOWN])) + " …" * (len(colours) > SHOWN)
 
-    if len(bright) and (np.ptp(bright, axis=0) > COLOUR_SPREAD).any():
+    shades = bright * (255 / bright.max(axis=-1, keepdims=True)) if len(bright) else bright
+    compressed = lossy or picture.getcolors(FEW_VALUES) is None
+    if len(bright) and (np.ptp(shades, axis=0) > COLOUR_SPREAD[compressed]).any():
         remedy = "save one number for each class and say with label_map which is which"
-        raise InputError(f"holds the colours {shown()}: more than background and one class", path=path, remedy=remedy)
+        kind = "colours" if indices is None else "values"
+        raise InputError(f"holds the {kind} {shown()}: more than background and one class", path=path, remedy=remedy)
     return _soft(value, lossy, path, shown)
 
 
@@ -603,6 +612,11 @@ class SameSized(MapTransform):
         super().__init__(keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+        """The item itself.
+
+        Raises:
+            InputError: when the sizes differ.
+        """
         first, *others = self.keys
         image = data[first]
         meta = image.meta if isinstance(image, MetaTensor) else {}
