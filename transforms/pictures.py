@@ -105,24 +105,7 @@ def _check_png(content: bytes, path: Path) -> None:
 
 def _upright(picture: Image.Image) -> Image.Image:
     """As viewers show it: turned and mirrored as its EXIF orientation says."""
-    return ImageOps.exif_transpose(picture) if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1 else picture
-
-
-def exif_orientation(path: PathLike) -> int:
-    """How viewers turn and mirror what is stored, as EXIF numbers it: 1 not at all, 5 … 8 swap height and width.
-
-    Raises:
-        InputError: when the file cannot be read.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("L", (4, 3)).save(f"{folder}/a.png")
-        ...     exif_orientation(f"{folder}/a.png")
-        1
-    """
-    with _opened(Path(path)) as file:
-        return _orientation(file)
+    return picture if _orientation(picture) == 1 else ImageOps.exif_transpose(picture)
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -163,13 +146,14 @@ def _read_picture(path: Path, mode: str) -> tuple[np.ndarray, int]:
     if mode not in PICTURE_MODES:
         raise InputError(f"mode must be one of {', '.join(PICTURE_MODES)}, got {mode!r}")
     with _opened(path) as file:
-        orientation = _orientation(file)
+        # Before anything decodes the pixels.
         deep = any("16" in str(tile.args) for tile in file.tile)
+        orientation = _orientation(file)
         picture = _upright(file)
         stored = np.asarray(picture)
         if stored.dtype.itemsize > 1:
             picture = Image.fromarray(_to_bytes(stored, path))
-        elif deep and stored.max() < 16:
+        elif deep and 0 < stored.max() < 16:
             fact = f"16 bits for each colour, of which the highest 4 are used up to {stored.max()}"
             raise InputError(fact, path=path, remedy="save it with 8 bits for each colour")
         if PICTURE_MODES[mode] == 4 and not picture.has_transparency_data:
@@ -570,7 +554,7 @@ def check_sizes(
     Args:
         image_path: of the image.
         image_shape: (H, W) as shown.
-        orientation: of the image, as `exif_orientation` gives it.
+        orientation: of the image, as EXIF numbers it: 1 as stored, 5 … 8 swap height and width.
         mask_path: of the mask.
         mask_shape: (H, W) as shown.
 
