@@ -71,9 +71,10 @@ def test_training_says_what_it_does_and_leaves_checkpoints_and_curves(bundle: st
     # a log file gets no bar
     assert "\r" not in log
     last = saved(folder / "last.pt")
-    assert last["trainer"]["iteration"] == 2 * STEPS[bundle]
+    assert last["position"] == {"epoch": 2, "step": 0, "steps": STEPS[bundle], "seen": 0}
     assert last["model"].keys() == saved(folder / "model.pt").keys()
-    assert sorted(file.name for file in folder.iterdir()) == ["last.pt", "model.pt", "runs"]
+    files = ["curves.png", "history.csv", "last.previous.pt", "last.pt", "model.pt", "run.json", "runs"]
+    assert sorted(file.name for file in folder.iterdir()) == files
     events = EventAccumulator(str(folder / "runs"), size_guidance={"images": 0})
     events.Reload()
     assert {"train_loss", METRIC[bundle]} <= set(events.Tags()["scalars"])
@@ -86,16 +87,16 @@ def test_training_resumes(bundle: str, trained: Trained, options: Options, run: 
     shutil.copy(trained(bundle)[0] / "last.pt", tmp_path)
     run("training", config(bundle), **options(bundle, tmp_path, max_epochs=3, resume="true"))
     before, after = saved(trained(bundle)[0] / "last.pt"), saved(tmp_path / "last.pt")
-    assert after["trainer"]["iteration"] == 3 * STEPS[bundle]
+    assert after["position"]["epoch"] == 3
     assert after["lr_scheduler"]["last_epoch"] == (3 * STEPS[bundle] if bundle == "cmunext_busi" else 3)
     best = min if METRIC[bundle] == "val_loss" else max
     assert after["selection"]["best"] == best(before["selection"]["best"], after["selection"]["best"])
 
 
 def test_training_ends_early(options: Options, run: Run, tmp_path: Path) -> None:
-    still = {"learning_rate": 0.0, "lr_scheduler#eta_min": 0.0, "early_stop": 2, "max_epochs": 30}
+    still = {"optimizer#lr": 0.0, "lr_scheduler#eta_min": 0.0, "early_stop": 2, "max_epochs": 30}
     run("training", config("vmunet_isic"), **options("vmunet_isic", tmp_path, **still))
-    assert saved(tmp_path / "last.pt")["trainer"]["iteration"] == 3 * 2
+    assert saved(tmp_path / "last.pt")["position"]["epoch"] == 3
 
 
 @each_bundle
@@ -147,11 +148,11 @@ def test_a_training_may_start_from_weights_of_other_classes(
     bundle = "vmunet_isic"
     three = {"classes": ["a", "b", "c"], "label_map": {0: 0, 85: 1, 170: 2, 255: 3}}
     start = {"pretrained": str(trained(bundle)[0] / "model.pt"), "max_epochs": 1}
-    chosen = options(bundle, tmp_path, network_def={**OWN[bundle], "out_channels": 4}, **start)
+    chosen = options(bundle, tmp_path, network_def={**OWN[bundle], "out_channels": 4}, **start, **three)
     with refused(r"1 output channels, the model of 4: .*\(--new_head true\)"):
         run("training", config(bundle), **chosen)
-    run("training", config(bundle), **chosen, **three, new_head="true", selection="paper")
-    assert "left random, the new head: final_conv.weight, final_conv.bias" in capsys.readouterr().out
+    run("training", config(bundle), **chosen, new_head="true", selection="paper")
+    assert "left random: final_conv.weight, final_conv.bias" in capsys.readouterr().out
 
 
 # Evaluation
@@ -368,7 +369,7 @@ def test_two_processes_train_one_network(bundle: str, options: Options, tmp_path
     assert log.count("images to train on") == 1
     assert "Grad strides do not match" not in log
     # each process has half of the images, the last one twice where they are odd in number, in batches of 2
-    assert saved(tmp_path / "last.pt")["trainer"]["iteration"] == {6: 2, 7: 2, 24: 6}[int(SELECTION[bundle].split()[0])]
+    assert saved(tmp_path / "last.pt")["position"]["steps"] == {6: 2, 7: 2, 24: 6}[int(SELECTION[bundle].split()[0])]
     assert (tmp_path / "model.pt").is_file()
 
 
@@ -516,6 +517,13 @@ TRIED: dict[str, Any] = {
     "new_head": "true",
     "min_matched": 0.5,
     "debug": "true",
+    "check_data": "full",
+    "clip_grad": 1.0,
+    "sync_batch_norm": "true",
+    "force": "true",
+    "in_channels": 1,
+    "allow_unpaired": "true",
+    "assume_hu": "true",
     "max_epochs": 50,
     "batch_size": 3,
     "image_size": [24, 40],
@@ -590,7 +598,7 @@ def test_words_of_the_command_line_are_values(options: Options, run: Run, tmp_pa
     words_given = {"train#dataloader#drop_last": "true", "train#trainer#amp": "False", "pretrained": "null"}
     run("training", config("cmunext_busi"), **options("cmunext_busi", tmp_path, max_epochs=1, **words_given))
     # the second batch of 6 images, which has 2, is dropped
-    assert saved(tmp_path / "last.pt")["trainer"]["iteration"] == 1
+    assert saved(tmp_path / "last.pt")["position"]["steps"] == 1
 
 
 def test_one_override_chooses_the_year() -> None:
