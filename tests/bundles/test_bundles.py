@@ -341,7 +341,7 @@ def test_weights_that_do_not_fit_are_refused(
 def test_torchscript_export_answers_as_the_network(bundle: str, trained: Trained, run: Run, tmp_path: Path) -> None:
     weights = trained(bundle)[0] / "model.pt"
     where = {"ckpt_path": str(weights), "filepath": str(tmp_path / "new/model.ts")}
-    run("exporting", config(bundle, "inference"), network_def=OWN[bundle], **where)
+    run("exporting", config(bundle, "inference"), network_def=OWN[bundle], image_size=32, **where)
     exported, metadata, files = load_net_with_metadata(tmp_path / "new/model.ts", more_extra_files=("inference.json",))
     assert metadata["name"] == json.loads((ROOT / f"bundles/{bundle}/configs/metadata.json").read_text())["name"]
     stored = ConfigParser(json.loads(files["inference.json"]))
@@ -379,11 +379,11 @@ def test_two_processes_train_one_network(bundle: str, options: Options, tmp_path
 @each_bundle
 def test_missing_data_input_and_checkpoint_are_one_line(bundle: str, run: Run, data: Path, tmp_path: Path) -> None:
     small = {"network_def": OWN[bundle], "ckpt_dir": str(tmp_path)}
-    with refused(rf"^{tmp_path} holds no .* `python -m prepare demo .*$"):
+    with refused(rf"^{tmp_path}: holds no .* `python -m prepare demo .*$"):
         run("training", config(bundle), **small, dataset_dir=str(tmp_path))
     with refused(r"no weight file .*model\.pt: train first, or name an existing checkpoint"):
         run("inferring", config(bundle, "inference"), **small, input=str(data / INPUT[bundle]))
-    with refused(r"nowhere does not exist: give a file or a folder of them as --input"):
+    with refused(r"nowhere: does not exist; give a file or a folder of them as --input"):
         run("inferring", config(bundle, "inference"), **small, load_pretrain=False, input=str(tmp_path / "nowhere"))
 
 
@@ -514,24 +514,24 @@ TRIED: dict[str, Any] = {
     "val_cases": ["case0005"],
     "val_interval": 3,
     "early_stop": 4,
-    "new_head": "true",
+    "new_head": True,
     "min_matched": 0.5,
-    "debug": "true",
+    "debug": True,
     "check_data": "full",
     "clip_grad": 1.0,
-    "sync_batch_norm": "true",
-    "force": "true",
+    "sync_batch_norm": True,
+    "force": True,
     "in_channels": 1,
-    "allow_unpaired": "true",
-    "assume_hu": "true",
+    "allow_unpaired": True,
+    "assume_hu": True,
     "max_epochs": 50,
     "batch_size": 3,
     "image_size": [24, 40],
     "learning_rate": 0.5,
     "num_workers": 1,
-    "resume": "false",
+    "resume": False,
     "amp_dtype": "bfloat16",
-    "channels_last": "true",
+    "channels_last": True,
     "compile": "auto",
     "device": "cpu",
     "classes": ["a", "b"],
@@ -542,13 +542,13 @@ TRIED: dict[str, Any] = {
     "train#dataloader#drop_last": True,
     "train#trainer#amp": False,
     "validate#dataloader#num_workers": 0,
-    "probabilities": "true",
+    "probabilities": True,
 }
 ELSEWHERE = {"dataset_dir", "pretrained", "tracking", "config_file"}
 # Options of other commands in the READMEs.
 OTHER = {
     *("raw", "out", "size", "split", "splits", "split-files", "include-normal", "deduplicate", "overwrite", "seed"),
-    *("label-ids", "spacing", "standalone", "nproc_per_node", "no-build-isolation", "allow-missing"),
+    *("full", "label-ids", "spacing", "standalone", "nproc_per_node", "no-build-isolation", "allow-missing"),
 }
 
 

@@ -228,7 +228,7 @@ def test_outputs_that_do_not_fit_the_classes_are_refused(
 ) -> None:
     """A network of one output with two classes once trained, and was evaluated as perfect."""
     one = {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 3, "features": [4, 4, 8, 8, 8, 4]}
-    named = {"classes": ["a", "b"], "label_map": {0: 0, 255: 1}, "network_def": {**one, "out_channels": 1}}
+    named = {"classes": ["a", "b"], "label_map": {0: 0, 128: 1, 255: 2}, "network_def": {**one, "out_channels": 1}}
     line = "BasicUNet answers with 1 channel, and the classes need 3"
     with refused(line):
         run("training", config("cmunext_busi"), **options("cmunext_busi", tmp_path, **named))
