@@ -569,6 +569,8 @@ def test_every_override_that_a_readme_names(
             chosen = {**options(bundle, tmp_path), name: value}
             if name.startswith("network_def#"):
                 del chosen["network_def"]
+            if name in ("label_map", "classes"):
+                chosen["network_def"] = {**OWN[bundle], "out_channels": "$@labels.out_channels"}
             if name == "label_map":
                 chosen["classes"] = TRIED["classes"]
             parser = parsed(bundle, "train", **chosen)
