@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -156,12 +157,14 @@ class Origin:
             self._object(
                 f"{self.path} was trained with {name} {known[name]}, and it is {plain(settings)[name]} now", force
             )
-        trained_on = {item["image"][1] for item in self.record["data"].get("train", [])}
+        train = [item["image"] for item in self.record["data"].get("train", [])]
+        trained_on = {sha256 for _, sha256 in train}
+        # slices of a volume are files of their own
+        cases = {match[1] for file, _ in train if (match := re.fullmatch(r"(.+)_slice\d+\.npz", Path(str(file)).name))}
         for item in _hashed(items):
-            if item["image"][1] in trained_on:
-                self._object(
-                    f"the run of {self.path} was trained on {item['image'][0]}, which is to be evaluated", force
-                )
+            file, sha256 = item["image"]
+            if sha256 in trained_on or (isinstance(file, str) and Path(file).name.partition(".")[0] in cases):
+                self._object(f"the run of {self.path} was trained on {file}, which is to be evaluated", force)
                 break
         logger.info(f"{self.path} is of run {self.record['id'][:8]}, selected by {self.selection}")
 
