@@ -6,8 +6,10 @@ same with any number of loader workers, and goes on exactly where it was stopped
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
@@ -245,6 +247,14 @@ def poly_schedule(optimizer: Optimizer, steps: int, power: float = 0.9) -> Lambd
         [0.01]
     """
     return LambdaLR(optimizer, lambda step: max(1 - max(step - 1, 0) / steps, 0.0) ** power)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Ends loader processes when this one ends: Python's own way, SIGTERM, is what they ignore."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _world_size() -> int:

@@ -6,6 +6,7 @@ import operator
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -221,3 +222,18 @@ def test_another_batch_size_repeats_and_skips_nothing(before: int, after: int, t
 def test_workers_change_nothing(whole: Path, tmp_path: Path) -> None:
     assert in_a_process(tmp_path, workers=2) == 0
     assert_same_end(tmp_path, whole)
+
+
+ENDING = """
+import sys
+from pathlib import Path
+from tests.networks.training.test_resume import train
+trainer = train(Path(sys.argv[1]), workers=2)
+# something holds the loader's iterator until the interpreter ends
+sys.modules["holder"] = trainer
+"""
+
+
+def test_a_run_with_workers_ends(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    subprocess.run([sys.executable, "-c", ENDING, str(tmp_path)], env=environment, check=True, timeout=60)
