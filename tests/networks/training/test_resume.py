@@ -236,4 +236,4 @@ sys.modules["holder"] = trainer
 
 def test_a_run_with_workers_ends(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    subprocess.run([sys.executable, "-c", ENDING, str(tmp_path)], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", ENDING, str(tmp_path)], env=environment, check=True, timeout=150)
