@@ -152,6 +152,22 @@ def test_masks_that_mark_nothing_and_classes_without_an_image(pictures: Path) ->
     assert "no training image shows lesion" not in checked(pictures, full=False).warnings
 
 
+@pytest.mark.parametrize("full", [True, False])
+def test_a_training_part_without_anything_marked_is_refused(full: bool, pictures: Path) -> None:
+    masks = sorted((pictures / "train/masks").iterdir())
+    for mask in masks:
+        save(disc(0), mask)
+    line = "no training mask marks anything: there is nothing to learn"
+    assert checked(pictures, full).errors == (line,)
+    with pytest.raises(InputError, match=line):
+        check_data(image_split(pictures, selection="paper"), ["lesion"], "full" if full else "quick")
+    # of twelve, the quick form opens eight
+    for mask in masks:
+        save(disc(), mask)
+        assert checked(pictures, full).errors == ()
+        save(disc(0), mask)
+
+
 def test_all_masks_of_an_image_count(pictures: Path) -> None:
     split = image_split(pictures, selection="paper")
     first, second = split.train[0]["label"], pictures / "second.png"
