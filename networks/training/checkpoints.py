@@ -152,13 +152,14 @@ class Checkpoints:
             self._set_aside()
         if is_rank_zero():
             self._open_log()
+        self._listen()
         self.steps = trainer.state.iteration
         self.optimizer.register_step_post_hook(self._has_moved)
         scored = evaluator if len(evaluator.data_loader) else trainer  # type: ignore[arg-type]
         self.metric = str(scored.state.key_metric_name)
         # an evaluator has one epoch a run
         scored.add_event_handler(Events.EPOCH_COMPLETED, self._score, trainer)
-        trainer.add_event_handler(Events.STARTED, self._listen)
+        trainer.add_event_handler(Events.STARTED, self._begin)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
         trainer.add_event_handler(Events.COMPLETED, self._say_best, scored)
@@ -247,10 +248,12 @@ class Checkpoints:
     def _has_moved(self, *_: Any) -> None:
         self.moved = True
 
-    def _listen(self, trainer: Engine) -> None:
-        """From here on a signal to stop is obeyed after the step. Handlers are the main thread's to set."""
+    def _begin(self, trainer: Engine) -> None:
         if self.record is not None:
             self.record.write()
+
+    def _listen(self) -> None:
+        """From here on a signal to stop is obeyed after the step. Handlers are the main thread's to set."""
         with contextlib.suppress(ValueError):
             for number in SIGNALS:
                 self.handlers[number] = signal.signal(number, self._stop)

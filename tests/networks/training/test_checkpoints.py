@@ -225,6 +225,7 @@ def test_a_given_learning_rate_is_taken_and_said(tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.INFO):
         resumed = Run(tmp_path, [0.1, 0.2, 0.3], resume=True, rate=0.5)
         resumed.checkpoints.attach(resumed.trainer, resumed.evaluator)
+    resumed.checkpoints._release()
     assert "learning rate 0.5 from here on, as given now; the run began with 1" in caplog.text
     # two epochs of a schedule that halves
     assert resumed.optimizer.param_groups[0]["lr"] == 0.5 / 4
