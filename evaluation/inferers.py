@@ -20,7 +20,6 @@ from transforms import InputError, spline_zoom
 logger = logging.getLogger(__name__)
 
 
-
 def to_labels(logits: Tensor) -> Tensor:
     """Class of every pixel, (N, C, H, W) logits → (N, 1, H, W) uint8.
 

@@ -30,7 +30,7 @@ _SUFFIX = re.compile(rf"(?<=.)((\.npy)?({_VOLUME})|{_PICTURE}|\.npz)\Z", re.IGNO
 # What masks, predictions and by-products add to the name of their image.
 _ADDED = r"_(segmentation|seg|mask(_\d+)?|superpixels|probability(_\d+)?|labels?|gt|prediction|pred|trans|lesion)\Z"
 _ADDITION = re.compile(rf"(?<=.){_ADDED}", re.IGNORECASE | re.DOTALL)
-# MONAI's SaveImage makes case0001.npy_pred.nii.gz from case0001.npy.h5, hence `.npy` here.
+# MONAI's own SaveImage makes case0001.npy_pred.nii.gz from case0001.npy.h5, hence `.npy` here.
 _DECORATION = re.compile(rf"(?<=.)({_ADDED}|\.npy\Z)|\A(img|label)(?=\d)", re.IGNORECASE | re.DOTALL)
 _SECOND_MASK = re.compile(r"_mask_\d+\Z", re.IGNORECASE)
 
