@@ -7,7 +7,7 @@ SCAN := $(wildcard networks/selective_scan/*.c networks/selective_scan/*.h)
 
 PACKAGES := networks transforms evaluation prepare bundles
 
-.PHONY: coverage demo busi test lint sanitize bench clean
+.PHONY: coverage demo busi reproduce test soak lint sanitize bench clean
 
 $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(SCAN)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \
@@ -19,12 +19,12 @@ $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(SCAN)
 # Each bundle's own configuration with smaller images and fewer epochs, on demo data.
 # $(call demo,BUNDLE,DATA SET,PICTURES TO PREDICT,IMAGE SIZE,EPOCHS)
 # MONAI warns that configurations execute code; these are our own.
-RUN := $(BIN)/python -W 'ignore:parsing config_file:UserWarning' -m monai.bundle run
+MONAI_RUN := $(BIN)/python -W 'ignore:parsing config_file:UserWarning' -m monai.bundle run
 define demo
-$(RUN) training --config_file bundles/$(1)/configs/train.yaml $(call options,$(2),$(4),$(5))
-$(RUN) evaluating --config_file "['bundles/$(1)/configs/train.yaml','bundles/$(1)/configs/evaluate.yaml']" \
+$(MONAI_RUN) training --config_file bundles/$(1)/configs/train.yaml $(call options,$(2),$(4),$(5))
+$(MONAI_RUN) evaluating --config_file "['bundles/$(1)/configs/train.yaml','bundles/$(1)/configs/evaluate.yaml']" \
 	$(call options,$(2),$(4),$(5))
-$(RUN) inferring --config_file bundles/$(1)/configs/inference.yaml --image_size $(4) \
+$(MONAI_RUN) inferring --config_file bundles/$(1)/configs/inference.yaml --image_size $(4) \
 	--ckpt_dir results/demo/$(2) --input data/demo/$(2)/$(3) --output_dir results/demo/$(2)/predictions
 endef
 options = --dataset_dir data/demo/$(1) --image_size $(2) --max_epochs $(3) --ckpt_dir results/demo/$(1) \
@@ -47,11 +47,16 @@ busi: $(INSTALLED)
 	set -e; for fold in $(FOLDS); do \
 		options="--fold $$fold --dataset_dir $(BUSI_DATA) --ckpt_dir $(BUSI_RESULT)/fold$$fold \
 			--log_dir $(BUSI_RESULT)/fold$$fold/runs --output_dir $(BUSI_RESULT)/fold$$fold $(BUSI_OPTIONS)"; \
-		$(RUN) training --config_file bundles/cmunext_busi/configs/train.yaml $$options; \
-		$(RUN) evaluating $$options \
+		$(MONAI_RUN) training --config_file bundles/cmunext_busi/configs/train.yaml $$options; \
+		$(MONAI_RUN) evaluating $$options \
 			--config_file "['bundles/cmunext_busi/configs/train.yaml','bundles/cmunext_busi/configs/evaluate.yaml']"; \
 	done
 	$(BIN)/python -m evaluation.folds $(FOLDS:%=$(BUSI_RESULT)/fold%) --output $(BUSI_RESULT)/folds.json
+
+# make reproduce RUN=DIR repeats the training whose run.json lies there, and compares the weights.
+reproduce: $(INSTALLED)
+	@test -n "$(RUN)" || { echo "name a run: make reproduce RUN=DIR"; exit 1; }
+	$(BIN)/python -m bundles reproduce "$(RUN)"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
@@ -59,6 +64,10 @@ test: $(INSTALLED)
 # The tests once more, with the share of lines and branches of the packages that they reach.
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest --cov-branch --cov-report=term $(PACKAGES:%=--cov=%)
+
+# Fifty kills of a training; many minutes.
+soak: $(INSTALLED)
+	$(BIN)/python -m pytest -m soak
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

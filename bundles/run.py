@@ -94,11 +94,27 @@ def prepare_run() -> None:
     if _tracks_by_mlflow(parser) and not importlib.util.find_spec("mlflow"):
         raise InputError("--tracking mlflow needs MLflow: pip install mlflow-skinny sqlalchemy alembic")
     config |= {name: checked(name, config[name]) for name in RULES if name in config}
+    config |= {name: _literal(value) for name, value in overrides.items() if name in config and _is_name(value)}
     parser.config = config  # type: ignore[assignment]
     parser.parse(reset=True)
     for name in WRITTEN.get(workflow.run_id, ()):
         check_output(parser.get_parsed_content(name))
     parser.parse(reset=True)
+
+
+def _is_name(value: Any) -> bool:
+    """True for what MONAI would take for something else than the name of a file that it is."""
+    if not isinstance(value, str) or not value:
+        return False
+    if value[0] in "$@":
+        # an expression or a reference, unless there is such a file
+        return os.path.lexists(value)
+    return "#" in value and value[0] != "%"
+
+
+def _literal(value: str) -> str:
+    """An expression that gives the text as it is: MONAI makes "::" of "#", and looks for references behind "@"."""
+    return "$" + repr(value).replace("#", r"\x23").replace("@", r"\x40")
 
 
 def configuration() -> dict[str, Any]:
