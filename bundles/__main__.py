@@ -108,7 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("runs", help="the trainings in a folder and below, with their scores")
     listing.add_argument("folder", type=Path, metavar="DIR")
-    repeating = commands.add_parser("reproduce", help="train again from a run's run.json, and compare the weights")
+    about = (
+        "train again from a run's run.json, and compare the weights; it executes the configuration that run.json names:"
+        " repeat only runs that you trust"
+    )
+    repeating = commands.add_parser("reproduce", help=about, description=about[0].upper() + about[1:])
     repeating.add_argument("folder", type=Path, metavar="RUN", help="the folder that holds its run.json")
     repeating.add_argument("--out", type=Path, metavar="DIR", help="folder of the repetition (RUN/reproduced)")
     options = parser.parse_args(arguments)

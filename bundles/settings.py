@@ -68,7 +68,8 @@ def _image_size(value: Any) -> Any:
     size = [_whole(1, 16384)(one) for one in ensure_tuple(value)]
     if len(size) > 2:
         raise ValueError
-    return size if len(size) == 2 else size[0]
+    # one setting has one form: runs are compared by it
+    return size if len(set(size)) == 2 else size[0]
 
 
 def _names(value: Any) -> list[str]:

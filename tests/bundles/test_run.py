@@ -57,6 +57,7 @@ def test_values_that_a_setting_cannot_have(name: str, value: Any, expected: str)
         ("learning_rate", "1e-4", 1e-4),
         ("image_size", (192, 256), [192, 256]),
         ("image_size", 224, 224),
+        ("image_size", [64, 64], 64),
         ("max_epochs", 3.0, 3),
         ("classes", "lesion", ["lesion"]),
         ("compile", "auto", "auto"),
