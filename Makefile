@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SCAN := $(wildcard networks/selective_scan/*.c networks/selective_scan/*.h)
 
-.PHONY: demo busi test lint sanitize bench clean
+.PHONY: demo busi test soak lint sanitize bench clean
 
 $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(SCAN)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \
@@ -53,6 +53,10 @@ busi: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# Every broken input through every entrance, some 2700 in ten minutes; `make test` takes a sample.
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.broken
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
