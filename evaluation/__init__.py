@@ -1,8 +1,19 @@
 """Metrics, protocols, volume assembly and reports for segmentation: what the bundles evaluate with."""
 
 from evaluation.handlers import ImageMetric, ImageReport, VolumeDice, VolumeReport
-from evaluation.inferers import SliceToVolume
+from evaluation.inferers import FileDataset, FileEvaluator, SliceToVolume
 from evaluation.metrics import dice, hd95
 from evaluation.overlay import save_overview
 
-__all__ = ["ImageMetric", "ImageReport", "SliceToVolume", "VolumeDice", "VolumeReport", "dice", "hd95", "save_overview"]
+__all__ = [
+    "FileDataset",
+    "FileEvaluator",
+    "ImageMetric",
+    "ImageReport",
+    "SliceToVolume",
+    "VolumeDice",
+    "VolumeReport",
+    "dice",
+    "hd95",
+    "save_overview",
+]

@@ -5,39 +5,42 @@ Two files, or two folders searched with their sub-folders and paired by name: `i
 are brought to one orientation and scored class by class under both protocols. Images (PNG and the like) are scored one
 by one and pooled. Where both files know their geometry it must be the same. `--label-ids` reads labels that number
 their classes in another way than the predictions, as BTCV's raw ones do.
+
+A pair that cannot be scored does not stop the others. The table says so, the failures are listed at the end, and the
+exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from monai.data import MetaTensor
-from monai.transforms import EnsureChannelFirst, LoadImage, Orientation
 from tqdm import tqdm
 
-from evaluation.handlers import spacing_mm
 from evaluation.report import Scores
 from evaluation.scores import ImageScores, VolumeScores
 from transforms import (
     BTCV_IDS,
-    ORIENTATION,
     PICTURE_SUFFIXES,
-    SPL_AFFINE,
     SYNAPSE_CLASSES,
     VOLUME_SUFFIXES,
+    InputError,
     MaskReader,
-    VolumeReader,
     has_suffix,
     list_files,
+    on_grid,
     pair_by_name,
     read_picture,
+    read_volume,
+    reoriented,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def pair_files(predictions: Path, labels: Path) -> list[tuple[Path, Path]]:
@@ -78,18 +81,6 @@ def is_volume(path: Path) -> bool:
     return has_suffix(path, VOLUME_SUFFIXES)
 
 
-def read_volume(path: Path) -> MetaTensor:
-    """The label map (1, D, H, W) of a volume in the orientation SPL, with its affine.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when the file is not readable or holds no volume; it names the file.
-    """
-    volume: Any = EnsureChannelFirst(channel_dim="no_channel")(LoadImage(VolumeReader(dataset="label"))(path))
-    volume = Orientation(ORIENTATION, labels=None)(volume)
-    return volume
-
-
 def read_image(path: Path, classes: int) -> np.ndarray:
     """The class indices (H, W) of a picture: as stored, or for one class what is brighter than half the range.
 
@@ -106,54 +97,99 @@ def evaluate(
     spacing: Sequence[float] | None = None,
     label_ids: Sequence[int] = (),
 ) -> None:
-    """Add the scores of all pairs of files.
+    """Adds the scores of all pairs of files. Those that cannot be scored are in `scores.failures` afterwards.
 
     Args:
         pairs: (prediction, label) files, all volumes or all pictures.
         scores: what the cases are added to.
         spacing: voxel size (D, H, W) in mm of volumes that do not know theirs.
         label_ids: the numbers of the classes 1 … C in the labels of volumes; all others are background.
-
-    Raises:
-        ValueError: when a file cannot be read or two do not fit; it names them.
     """
     for prediction_file, label_file in tqdm(pairs, unit="case", disable=None):
-        if not is_volume(label_file):
-            count = len(scores.classes)
-            scores.add(str(label_file), read_image(prediction_file, count), read_image(label_file, count))
-            continue
-        prediction, label = read_volume(prediction_file), read_volume(label_file)
-        if _apart(prediction, label):
-            raise ValueError(f"{prediction_file} and {label_file} lie differently in space: their affines differ")
-        true = label[0]
-        if label_ids:
-            true = torch.zeros_like(label[0])
-            for index, number in enumerate(label_ids, 1):
-                true[label[0] == number] = index
-        scores.add(str(label_file), prediction[0], true, spacing_mm(label) or spacing_mm(prediction) or spacing)
+        try:
+            if is_volume(label_file):
+                case = volume_pair(prediction_file, label_file, spacing, label_ids)
+            else:
+                count = len(scores.classes)
+                case = read_image(prediction_file, count), read_image(label_file, count), None
+            scores.add(str(label_file), *case)
+        except (ValueError, OSError) as error:
+            scores.failures[str(label_file)] = str(error)
 
 
-def _apart(first: MetaTensor, second: MetaTensor) -> bool:
-    """True where both volumes know where they lie, and differ: `SPL_AFFINE` stands for a file that does not say."""
-    unknown = torch.as_tensor(SPL_AFFINE)
-    if any(torch.equal(volume.affine, unknown) for volume in (first, second)):
-        return False
-    return not torch.allclose(first.affine, second.affine, rtol=0, atol=1e-2)
+def volume_pair(
+    prediction_file: Path, label_file: Path, spacing: Sequence[float] | None = None, label_ids: Sequence[int] = ()
+) -> tuple[np.ndarray, np.ndarray, Sequence[float] | None]:
+    """(Prediction, label, voxel size in mm where it is known), arrays and sizes in the orientation SPL.
+
+    Args:
+        prediction_file: class indices.
+        label_file: class indices, or numbers of which `label_ids` are the classes 1 … C.
+        spacing: (D, H, W) of volumes that do not know theirs.
+        label_ids: see there.
+
+    Raises:
+        InputError: when a file cannot be read or the two do not lie on one grid.
+    """
+    prediction, label = read_volume(prediction_file, "label"), reoriented(read_volume(label_file, "label"))
+    turned = reoriented(prediction)
+    predicted: np.ndarray | None = turned.array
+    # Where a file does not say where it lies, nothing but the shapes can be compared.
+    if prediction.geometry == label.geometry == "file":
+        predicted = on_grid(prediction.array, prediction.affine, label.affine, label.array.shape)
+    if predicted is None and sorted(turned.array.shape) == sorted(label.array.shape):
+        raise InputError(f"lies elsewhere in space than {label_file}: their affines differ", path=prediction_file)
+    if predicted is None or predicted.shape != label.array.shape:
+        raise InputError(f"shape {turned.array.shape}, but {label_file} has {label.array.shape}", path=prediction_file)
+    true = label.array
+    if label_ids:
+        true = np.zeros_like(label.array)
+        for index, number in enumerate(label_ids, 1):
+            true[label.array == number] = index
+    return predicted, true, label.spacing_mm or turned.spacing_mm or spacing
 
 
 def _count_classes(pairs: Sequence[tuple[Path, Path]]) -> int:
-    """The highest class of the labels.
+    """The highest class of the labels that can be read.
 
     Raises:
-        ValueError: when the predictions end at a lower one, and so seem to be numbered in another way.
+        InputError: when the predictions end at a lower one, and so seem to be numbered in another way, or when no pair
+            can be read.
     """
-    predicted, true = (max(1, *(int(read_volume(file).max()) for file in files)) for files in zip(*pairs, strict=True))
+    highest, first = [], None
+    for pair in pairs:
+        try:
+            highest.append([int(read_volume(file, "label").array.max()) for file in pair])
+        except InputError as error:
+            first = first or error
+    if not highest and first:
+        raise first
+    predicted, true = (max(1, *column) for column in zip(*highest, strict=True))
     if true > predicted:
-        raise ValueError(
-            f"the labels hold classes up to {true}, the predictions up to {predicted}: name the classes with --classes"
-            " if both number them alike, else say the labels' numbers with --label-ids (BTCV's raw: --label-ids btcv)"
+        raise InputError(
+            f"the labels hold classes up to {true}, the predictions up to {predicted}",
+            remedy="name the classes with --classes if both number them alike, else say the labels' numbers with"
+            " --label-ids (BTCV's raw: --label-ids btcv)",
         )
     return true
+
+
+def passed_over(folders: Sequence[Path], pairs: Sequence[tuple[Path, Path]]) -> int:
+    """How many files in the folders belong to no pair: hidden ones and other formats.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     for name in ("a.nii", "notes.txt", ".hidden"):
+        ...         Path(folder, name).touch()
+        ...     passed_over([Path(folder)], [(Path(folder, "a.nii"), Path(folder, "a.nii"))])
+        2
+    """
+    used = {file for pair in pairs for file in pair}
+    # the other file of a NIfTI pair
+    used |= {file.with_suffix(suffix) for file in used for suffix in (".img", ".IMG") if has_suffix(file, [".hdr"])}
+    found = {file for folder in folders if folder.is_dir() for file in folder.rglob("*") if file.is_file()}
+    return len(found - used)
 
 
 def _label_ids(words: Sequence[str]) -> tuple[int, ...]:
@@ -176,6 +212,8 @@ def _new_scores(options: argparse.Namespace, pairs: Sequence[tuple[Path, Path]],
     Raises:
         ValueError: when the options do not fit each other or the files.
     """
+    if options.spacing and not all(0 < size < math.inf for size in options.spacing):
+        raise InputError(f"--spacing takes three sizes above 0 mm, not {' '.join(map(str, options.spacing))}")
     if not is_volume(pairs[0][1]):
         if label_ids or options.spacing:
             raise ValueError(f"--label-ids and --spacing are for volumes, and {pairs[0][1]} is a picture")
@@ -203,17 +241,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", default="", help="heading of the table")
     parser.add_argument("--selection", default="", help="how the model was selected, for the record")
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         pairs = pair_files(options.predictions, options.labels)
+        if unused := passed_over([options.predictions, options.labels], pairs):
+            logger.info(f"passed over: {unused} file{'s' * (unused > 1)}, hidden or of another format")
         label_ids = _label_ids(options.label_ids)
         scores = _new_scores(options, pairs, label_ids)
         evaluate(pairs, scores, options.spacing, label_ids)
-        print(scores.table())
-        if options.output:
-            scores.write(options.output)
-            print(f"\nwritten: {options.output / 'metrics.csv'}, {options.output / 'summary.json'}")
+        failures = list(scores.failures.values())
+        if scores.cases:
+            print(scores.table())
+            if options.output:
+                scores.write(options.output)
+                print(f"\nwritten: {options.output / 'metrics.csv'}, {options.output / 'summary.json'}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    if len(pairs) == 1 and failures:
+        sys.exit(f"error: {failures[0]}")
+    if failures:
+        sys.exit("\n".join([f"error: {len(failures)} of {len(pairs)} pairs could not be scored:", *failures]))
 
 
 if __name__ == "__main__":

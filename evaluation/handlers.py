@@ -290,18 +290,20 @@ def image_maps(prediction: Tensor, label: Tensor, classes: int, logits: bool) ->
 def spacing_mm(image: Tensor) -> tuple[float, ...] | None:
     """Voxel size per spatial axis, from the affine or from the meta entry `spacing_mm`; None where neither knows it.
 
-    The affine comes first because transforms keep it up to date. Unit voxels count as no answer: readers put such an
-    affine where a file says nothing.
+    The affine answers, because transforms keep it up to date, unless nobody gave it: a reader says so by the metadata
+    `geometry: assumed`, and MONAI puts the identity where there is nothing.
 
     Example:
         >>> spacing_mm(MetaTensor(torch.zeros(1, 2, 2, 2), torch.tensor([3.0, 0.5, 0.5, 1.0]).diag()))
         (3.0, 0.5, 0.5)
+        >>> spacing_mm(MetaTensor(torch.zeros(1, 2, 2, 2), meta={"geometry": "assumed"}))
     """
     if not isinstance(image, MetaTensor):
         return None
-    sizes = torch.linalg.norm(image.affine[:3, :3], dim=0)[: image.ndim - 1]
-    if not torch.equal(sizes, torch.ones_like(sizes)):
-        return tuple(sizes.tolist())
+    by_default = torch.equal(image.affine, torch.eye(4, dtype=image.affine.dtype, device=image.affine.device))
+    geometry = image.meta.get("geometry", "assumed" if by_default else "file")
+    if geometry == "file":
+        return tuple(torch.linalg.norm(image.affine[:3, :3], dim=0)[: image.ndim - 1].tolist())
     stated = image.meta.get("spacing_mm")
     return None if stated is None else tuple(float(size) for size in stated)
 

@@ -1,18 +1,24 @@
-"""Inferers for MONAI's evaluators: `SliceToVolume` takes volumes through a network for slices."""
+"""From files to predictions with MONAI's evaluators: unreadable files among others, volumes slice by slice."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
+from monai.data import Dataset, MetaTensor
+from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
 from tqdm import tqdm
 
-from transforms import spline_zoom
+from transforms import InputError, spline_zoom
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 5
 
 
 def to_labels(logits: Tensor) -> Tensor:
@@ -120,3 +126,76 @@ class SliceToVolume(Inferer):
             return torch.device(self.device)
         parameters = network.parameters() if isinstance(network, torch.nn.Module) else iter(())
         return next((parameter.device for parameter in parameters), volumes.device)
+
+
+class FileDataset(Dataset):
+    """MONAI's `Dataset`, whose items say why their file cannot be read instead of ending the run.
+
+    Such an item is {"failure": line}. `FileEvaluator` expects it. The DataLoader must have a batch size of 1.
+
+    Example:
+        >>> def read(item):
+        ...     raise InputError("no such file", path=item["image"])
+        >>> FileDataset([{"image": "a.png"}], read)[0]
+        {'failure': 'a.png: no such file'}
+    """
+
+    def _transform(self, index: int) -> Any:
+        try:
+            return super()._transform(index)
+        except Exception as error:
+            if reason := _input_error(error):
+                return {"failure": str(reason)}
+            raise
+
+
+class FileEvaluator(SupervisedEvaluator):
+    """MONAI's `SupervisedEvaluator` for the files of a folder: one that cannot be read does not stop the rest.
+
+    Failures are logged as they come. At the end `run` raises them.
+
+    Example:
+        >>> loader = torch.utils.data.DataLoader([{"failure": "a.png: no such file"}])
+        >>> FileEvaluator("cpu", loader, torch.nn.Identity()).run()
+        Traceback (most recent call last):
+        transforms.files.InputError: 1 of 1 files failed: a.png: no such file
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.failures: list[str] = []
+
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
+        """Predicts all files.
+
+        Raises:
+            InputError: when some failed, naming them.
+        """
+        self.failures.clear()
+        super().run(global_epoch)
+        if self.failures:
+            shown = "; ".join(self.failures[:SHOWN]) + "; …" * (len(self.failures) > SHOWN)
+            raise InputError(f"{len(self.failures)} of {self.state.iteration} files failed: {shown}")
+
+    def _iteration(self, engine: Any, batchdata: Any) -> Any:
+        if "failure" in batchdata:
+            return self._fail(batchdata["failure"][0])
+        try:
+            return super()._iteration(engine, batchdata)
+        except Exception as error:
+            if reason := _input_error(error):
+                return self._fail(str(reason))
+            raise
+
+    def _fail(self, reason: str) -> list[dict]:
+        self.failures.append(reason)
+        logger.error(reason)
+        # what handlers get: the outputs of no file
+        return []
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The `InputError` behind what a transform raised."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error

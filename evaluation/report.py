@@ -58,6 +58,8 @@ class Scores(ABC):
         self.selection = selection or "not stated"
         self.published = dict(published or {})
         self.cases: dict[str, list[Row]] = {}
+        # of cases that could not be scored: file → what is wrong
+        self.failures: dict[str, str] = {}
 
     def add(
         self, file: str, prediction: LabelMap, label: LabelMap, spacing_mm: Sequence[float] | None = None
@@ -98,6 +100,8 @@ class Scores(ABC):
     def table(self) -> str:
         """The results for a terminal, with the protocols' rules below."""
         count = f"{len(self.cases)} case{'s' * (len(self.cases) != 1)}"
+        if self.failures:
+            count += f", {len(self.failures)} more could not be scored"
         heading = f"{self.title}: {count}; model selected by: {self.selection}"
         notes = [f"{name}: {result['rules']}." for name, result in self.protocols().items()]
         wrapped = [textwrap.fill(note, LINE_LENGTH, subsequent_indent="  ") for note in notes]
@@ -110,6 +114,7 @@ class Scores(ABC):
             "selection": self.selection,
             "classes": self.classes,
             "cases": len(self.cases),
+            "failures": self.failures,
             "protocols": self.protocols(),
             "published": self.published,
             "versions": _versions(),

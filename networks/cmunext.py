@@ -211,6 +211,8 @@ class CMUNeXt(nn.Module):
         self.Up2 = Up(d2, d1)
         self.Up_conv2 = SkipFusion(d1)
         self.Conv_1x1 = nn.Conv2d(d1, out_channels, kernel_size=1)
+        self.head = "Conv_1x1"
+        self.out_channels = out_channels
         self.register_load_state_dict_pre_hook(refuse_unfit_values)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -311,6 +311,8 @@ class VMUNet(nn.Module):
         )
         self.final_up = PatchExpand(dims[0], expand=PATCH, scale=PATCH)
         self.final_conv = nn.Conv2d(dims[0] // PATCH, out_channels, kernel_size=1)
+        self.head = "final_conv"
+        self.out_channels = out_channels
         self.apply(self._init_linear)
         self.register_load_state_dict_pre_hook(refuse_unfit_values)
 

@@ -10,7 +10,6 @@ mirrored, the decoder (Ruan et al., arXiv 2402.02491).
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ NESTED_KEYS = ("model_state_dict", "state_dict", "network_weights", "model", "ne
 PREFIXES = ("module.", "vmunet.", "_orig_mod.", "model.", "ema.", "ema_model.")
 # What profilers (thop) and averaging (torch.optim.swa_utils) leave between the weights.
 BOOKKEEPING = ("total_ops", "total_params", "n_averaged")
+PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHOWN = 5
 
 
@@ -35,7 +35,7 @@ class WeightReport:
     """What `load_weights` found. Names are the model's, those of `unexpected` the file's.
 
     `expected` counts the names that had to be found: the model's, or those that the published procedure copies from
-    a VMamba classifier. `left_random` are the tensors of a new head.
+    a VMamba classifier. `left_random` were not looked for: the tensors of a new head, or what a classifier lacks.
 
     Example:
         >>> report = WeightReport("a.pt", "0" * 64, 2, ["weight"], missing=["bias"], unexpected=[], mis_shaped=[])
@@ -60,7 +60,7 @@ class WeightReport:
     def __str__(self) -> str:
         kinds = {"missing": self.missing, "unexpected": self.unexpected, "mis-shaped": self.mis_shaped}
         listed = "; ".join(f"{len(names)} {kind}{_first(names)}" for kind, names in kinds.items())
-        head = f"; left random, the new head: {', '.join(self.left_random)}" if self.left_random else ""
+        head = f"; left random: {', '.join(self.left_random)}" if self.left_random else ""
         return (
             f"{self.path} (SHA-256 {self.sha256[:12]}…): {len(self.matched)} of {self.expected} tensors matched"
             f" ({100 * self.share:.1f} %); {listed}{head}"
@@ -68,7 +68,7 @@ class WeightReport:
 
 
 def load_weights(
-    model: nn.Module, path: str | Path, *, start: bool = False, new_head: bool = False, min_matched: float = 1.0
+    model: nn.Module, path: str | Path, *, start: bool = False, new_head: bool | str = False, min_matched: float = 1.0
 ) -> WeightReport:
     """Copies the tensors of the checkpoint at `path` into `model`, all of them or none.
 
@@ -79,8 +79,8 @@ def load_weights(
         path: the checkpoint.
         start: a training starts from the weights. The checkpoint of a VMamba classifier is taken then, and the two
             arguments below count. Evaluation and use need every tensor.
-        new_head: the checkpoint is of other classes. Tensors that differ in the number of classes alone, the first
-            dimension, stay as they are in the model.
+        new_head: the checkpoint is of other classes. The model's last layer stays as it is, whatever the file holds of
+            it. True takes the layer that the model names as its `head`; a name says which layer.
         min_matched: least share of the expected names that must match, 0 … 1. Below 1 the file may also hold tensors
             that the model does not have.
 
@@ -102,43 +102,43 @@ def load_weights(
     if not start and (new_head or min_matched < 1):
         raise ValueError("new_head and min_matched are for starting a training: give start=True as well")
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weight file {path}")
     target = model.state_dict()
+    head = _head(model, new_head, target)
     source = _without_prefixes(_state_dict(path), target, path)
-    wanted = {name: name for name in target}
-    if start and _is_vmamba_classifier(source, target):
-        wanted = _vmamba_start(source, target)
+    wanted = {name: name for name in target if name not in head}
+    classifier = start and _is_vmamba_classifier(source, target)
+    if classifier:
+        wanted = _vmamba_start(source, wanted)
 
     found = {name: source[key] for name, key in wanted.items() if key in source}
     fitting = {name: tensor for name, tensor in found.items() if tensor.shape == target[name].shape}
-    left_random = [
-        name for name in found if new_head and name not in fitting and found[name].shape[1:] == target[name].shape[1:]
-    ]
-    unexpected = sorted(set(source) - set(wanted.values()))
+    unexpected = sorted(set(source) - set(wanted.values()) - head)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     report = WeightReport(
         path=str(path),
         sha256=sha256,
-        expected=len(wanted) - len(left_random),
+        expected=len(wanted),
         matched=list(fitting),
         missing=[name for name in wanted if name not in found],
         unexpected=unexpected,
         mis_shaped=[
             f"{name} {tuple(found[name].shape)} for {tuple(target[name].shape)}"
             for name in found
-            if name not in fitting and name not in left_random
+            if name not in fitting
         ],
-        left_random=left_random,
+        left_random=[name for name in target if name not in wanted],
     )
     if not fitting:
         raise ValueError(f"{report}{_differing_prefix(source, target)}")
     if report.share < min_matched:
-        raise ValueError(f"{report}; {_requirement(min_matched)}{_head_hint(report, found, target)}")
+        raise ValueError(f"{report}; {_requirement(min_matched)}{_head_hint(model, report, source, target)}")
     # a classifier's own head is not expected to be wanted
-    if min_matched == 1 and len(wanted) == len(target) and unexpected:
-        raise ValueError(f"{report}; the model has no such tensors: the file is of another network")
+    if min_matched == 1 and not classifier and unexpected:
+        raise ValueError(
+            f"{report}; the model has no {unexpected[0]}: it is smaller than the network that the file is of, build it"
+            " as that one was (network_def)"
+        )
     for name, tensor in fitting.items():
         if reason := _unfit(name, tensor, target[name]):
             raise ValueError(f"{path}: {reason}")
@@ -146,30 +146,88 @@ def load_weights(
     return report
 
 
+def _head(model: nn.Module, new_head: bool | str, target: Mapping[str, Tensor]) -> set[str]:
+    """Names of the tensors of the last layer, where it is to be a new one."""
+    if not new_head:
+        return set()
+    layer = new_head if isinstance(new_head, str) else getattr(model, "head", None)
+    names = {name for name in target if isinstance(layer, str) and name.startswith(f"{layer}.")}
+    if not names:
+        last = list(target)[-1].rpartition(".")[0]
+        raise ValueError(
+            f"{type(model).__name__} has no layer {layer!r}" if isinstance(layer, str) else
+            f"{type(model).__name__} does not say which layer is its head: name it, --new_head {last} for instance"
+        )  # fmt: skip
+    return names
+
+
 def _state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of the file, by name; raises ValueError when it is damaged or holds none."""
-    try:
-        if path.suffix.lower() == ".safetensors":
-            return safetensors.torch.load_file(path)
-        # torch.load does not look at the checksums
-        if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
-            raise ValueError(f"{path} is damaged: the checksum of its part {damaged} is wrong; copy it again")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError, EOFError, RuntimeError, zipfile.BadZipFile, safetensors.SafetensorError,
-    ) as error:  # fmt: skip
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is not a checkpoint of plain tensors, and nothing else is read: {reason}") from error
+    content = read_checkpoint(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state_dict")
+    best: dict[str, Tensor] = {}
+    # a counter may lie beside the nested state_dict: the level with most tensors holds the weights
     for _ in range(len(NESTED_KEYS)):
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} holds a {type(content).__name__}, not a state_dict")
-        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-        if tensors:
-            return {name: tensor for name, tensor in tensors.items() if name.split(".")[-1] not in BOOKKEEPING}
-        content = next((content[key] for key in NESTED_KEYS if isinstance(content.get(key), dict)), None)
-        if content is None:
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        best = max(best, tensors, key=len)
+        inner = next((content[key] for key in NESTED_KEYS if isinstance(content.get(key), dict)), None)
+        if inner is None:
             break
-    raise ValueError(f"{path} holds no tensors under any of the keys {', '.join(NESTED_KEYS)}")
+        content = inner
+    if not best:
+        raise ValueError(f"{path} holds no tensors under any of the keys {', '.join(NESTED_KEYS)}")
+    return {name: tensor for name, tensor in best.items() if name.split(".")[-1] not in BOOKKEEPING}
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """What `torch.save` or safetensors wrote into a file, told apart by the content. Nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is damaged, or holds more than plain tensors and numbers.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "a.pt"
+        >>> torch.save({"epoch": 3}, file)
+        >>> read_checkpoint(file)
+        {'epoch': 3}
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no weight file {path}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name the file in it")
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start:
+        raise ValueError(f"{path} is empty: copy it again")
+    try:
+        # safetensors begin with the length of their header, which is JSON
+        if path.suffix.lower() == ".safetensors" or start[8:9] == b"{":
+            return safetensors.torch.load_file(path)
+        reason = _unfit_archive(path) if zipfile.is_zipfile(path) else ""
+        content = None if reason else torch.load(path, map_location="cpu", weights_only=True)
+    # what they raise for damaged files is not specified
+    except Exception as error:
+        if foreign := re.search(r"(?:GLOBAL|class|global:?) ([\w.]+)", str(error)):
+            raise ValueError(
+                f"{path} holds Python objects ({foreign[1]}), which are never loaded: save the network's state_dict()"
+            ) from error
+        raise ValueError(f"{path} is damaged, or no checkpoint of torch.save or safetensors: copy it again") from error
+    if reason:
+        raise ValueError(f"{path} {reason}")
+    return content
+
+
+def _unfit_archive(path: Path) -> str:
+    """What `torch.load` does not look at: whether the archive is a program, and its checksums. Empty if all is well."""
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            return "is a TorchScript program: name the checkpoint it was exported from"
+        damaged = archive.testzip()
+        return f"is damaged: the checksum of its part {damaged} is wrong; copy it again" if damaged else ""
 
 
 def _peeled(name: str) -> Iterator[str]:
@@ -205,7 +263,7 @@ def _is_vmamba_classifier(source: dict[str, Tensor], target: dict[str, Tensor]) 
     return has(target, "layers_up.") and has(source, "layers.") and not has(source, "layers_up.")
 
 
-def _vmamba_start(source: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, str]:
+def _vmamba_start(source: Mapping[str, Tensor], target: Mapping[str, Any]) -> dict[str, str]:
     """Model name → file name for every tensor that the published procedure copies.
 
     The encoder takes its own names; decoder stage S − 1 − i takes the blocks of the file's stage i. The released
@@ -247,7 +305,9 @@ def refuse_unfit_values(module: nn.Module, state_dict: Mapping[str, Any], prefix
 
 def _unfit(name: str, tensor: Tensor, expected: Tensor) -> str:
     """Why a tensor that fits by name cannot be a weight; empty if it can."""
-    if expected.is_floating_point() != tensor.is_floating_point() or tensor.is_complex():
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        return f"{name} is a sparse, quantized or empty tensor, expected a plain one"
+    if tensor.dtype not in PRECISIONS if expected.is_floating_point() else tensor.is_floating_point():
         return f"{name} is {tensor.dtype}, expected {expected.dtype}"
     # as the network will hold it: a float64 may be too large for a float32
     if tensor.is_floating_point() and not tensor.to(expected.dtype).isfinite().all():
@@ -259,16 +319,17 @@ def _requirement(min_matched: float) -> str:
     return "all must match" if min_matched == 1 else f"at least {100 * min_matched:g} % must match"
 
 
-def _head_hint(report: WeightReport, found: dict[str, Tensor], target: dict[str, Tensor]) -> str:
-    """What to do where the number of classes alone differs."""
-    names = [text.split(" ")[0] for text in report.mis_shaped]
-    if names and not report.missing and all(found[name].shape[1:] == target[name].shape[1:] for name in names):
-        theirs, ours = (tensors[names[-1]].shape[0] for tensors in (found, target))
-        return (
-            f"; the file is of {theirs} output channels, the model of {ours}: give it the same classes, or start a"
-            " training with a new head (--new_head true)"
-        )
-    return ""
+def _head_hint(model: nn.Module, report: WeightReport, source: dict[str, Tensor], target: dict[str, Tensor]) -> str:
+    """What to do where the head alone does not fit."""
+    head = {name for name in target if name.startswith(f"{getattr(model, 'head', None)}.")}
+    odd = {text.split(" ")[0] for text in report.mis_shaped}
+    if not odd or report.missing or not odd <= head:
+        return ""
+    theirs, ours = (tensors[max(odd)].shape[0] for tensors in (source, target))
+    return (
+        f"; the file is of {theirs} output channels, the model of {ours}: give it the same classes, or start a training"
+        " with a new head (--new_head true)"
+    )
 
 
 def _differing_prefix(source: dict[str, Tensor], target: dict[str, Tensor]) -> str:

@@ -11,6 +11,7 @@ from prepare.demo import MARK, prepare_demo
 from prepare.isic import FOLDERS, SPLITS, prepare_isic
 from prepare.output import PrepareError
 from prepare.synapse import prepare_synapse
+from transforms import InputError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     synapse.add_argument("--train-cases", type=int, nargs="*", metavar="N", help="case numbers (the 18 published ones)")
     synapse.add_argument("--test-cases", type=int, nargs="*", metavar="N", help="case numbers (the 12 published ones)")
     synapse.add_argument("--allow-missing", action="store_true", help="go on with the cases that are there")
+    synapse.add_argument("--assume-hu", action="store_true", help="take any values for Hounsfield units")
     synapse.set_defaults(run=prepare_synapse)
 
     busi = command("busi", Path("data/busi"), "BUSI breast ultrasound", "the unpacked folder Dataset_BUSI_with_GT")
@@ -74,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = options.pop("command")
     try:
         run(**options)
-    except (PrepareError, OSError) as error:
+    except (InputError, PrepareError, OSError) as error:
         print(f"prepare {command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

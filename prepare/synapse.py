@@ -14,7 +14,6 @@ Values: Hounsfield units are clipped to [−125, 275] and mapped to [0, 1]; noth
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,20 @@ from pathlib import Path
 import h5py
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from prepare.output import PrepareError, Report, staged, write_facts
-from transforms import BTCV_IDS, ORIENTATION, SYNAPSE_CLASSES, WINDOW_HU, WindowHU, sha256
+from prepare.output import Report, staged, write_facts
+from transforms import (
+    BTCV_IDS,
+    ORIENTATION,
+    SYNAPSE_CLASSES,
+    WINDOW_HU,
+    InputError,
+    WindowHU,
+    on_grid,
+    read_volume,
+    reoriented,
+    sha256,
+)
 
 # Ids in the raw label files go up to this; those that are not in BTCV_IDS become background.
 BTCV_LARGEST_ID = 13
@@ -36,7 +45,7 @@ PUBLISHED_TRAINING_SLICES = 2211
 
 
 @dataclass(frozen=True)
-class Volume:
+class Case:
     """One prepared case: image (D, H, W) float32 in [0, 1], label (D, H, W) uint8, affine (4, 4) index → RAS mm."""
 
     image: np.ndarray
@@ -55,66 +64,39 @@ class Volume:
         return [name for number, name in enumerate(SYNAPSE_CLASSES, start=1) if number in found]
 
 
-def _open(path: Path) -> nib.Nifti1Image:
-    try:
-        image = nib.Nifti1Image.from_filename(path)
-    except (OSError, nib.filebasedimages.ImageFileError) as error:
-        raise PrepareError(f"{path}: not a readable NIfTI file ({error})") from error
-    if len(image.shape) != 3:
-        raise PrepareError(f"{path}: shape {image.shape}, expected one volume (X, Y, Z)")
-    if not (image.header["sform_code"] or image.header["qform_code"]):
-        raise PrepareError(f"{path}: its header tells no orientation (sform and qform codes are 0); download it again")
-    return image
-
-
-def _read(image: nib.Nifti1Image, path: Path) -> np.ndarray:
-    """(D, H, W) in the prepared orientation, in the file's own numbers."""
-    change = ornt_transform(io_orientation(image.affine), axcodes2ornt(ORIENTATION))
-    try:
-        return np.asarray(image.as_reoriented(change).dataobj)
-    except (OSError, EOFError, zlib.error) as error:
-        raise PrepareError(f"{path}: damaged ({error}); download it again") from error
-
-
-def _check_pair(image_path: Path, label_path: Path) -> None:
-    """Checks what the headers alone can tell."""
-    image, label = _open(image_path), _open(label_path)
-    if image.shape != label.shape:
-        raise PrepareError(f"{label_path}: shape {label.shape}, but {image_path.name} has {image.shape}")
-    if not np.allclose(image.affine, label.affine, rtol=0, atol=1e-3):
-        raise PrepareError(f"{label_path}: its affine differs from that of {image_path.name}; the pair does not align")
-
-
-def load_volume(image_path: Path, label_path: Path) -> Volume:
+def load_volume(image_path: Path, label_path: Path, assume_hu: bool = False) -> Case:
     """One raw pair in the prepared orientation, window and classes.
 
+    Args:
+        image_path: NIfTI in Hounsfield units.
+        label_path: NIfTI with BTCV's label ids, on the grid of the image.
+        assume_hu: take an image that does not look like Hounsfield units for such.
+
     Raises:
-        PrepareError: when a file cannot be read, does not match its partner, or holds values out of range.
+        InputError: when a file cannot be read, does not match its partner, or holds values out of range.
     """
-    _check_pair(image_path, label_path)
-    opened = _open(image_path)
-    hounsfield = _read(opened, image_path).astype(np.float32)
-    raw_label = _read(_open(label_path), label_path)
-    if not np.isfinite(hounsfield).all():
-        raise PrepareError(f"{image_path}: holds values that are not finite")
-    if np.ptp(hounsfield) < 10:
-        raise PrepareError(
-            f"{image_path}: values from {hounsfield.min():g} to {hounsfield.max():g} are not Hounsfield units"
+    given, label = read_volume(image_path, "image", assume_hu), read_volume(label_path, "label")
+    if sorted(label.array.shape) != sorted(given.array.shape):
+        raise InputError(f"shape {label.array.shape}, but {image_path.name} has {given.array.shape}", path=label_path)
+    image = reoriented(given)
+    ids = on_grid(label.array, label.affine, image.affine, image.array.shape)
+    if ids is None:
+        raise InputError(
+            f"its affine differs from that of {image_path.name}", path=label_path, remedy="the pair does not align"
         )
-    ids = np.unique(raw_label)
-    if not np.isin(ids, np.arange(BTCV_LARGEST_ID + 1)).all():
-        raise PrepareError(f"{label_path}: label ids {ids[:20].tolist()}, expected integers 0 … {BTCV_LARGEST_ID}")
+    if ids.max() > BTCV_LARGEST_ID:
+        found = ", ".join(map(str, np.unique(ids)[:20]))
+        raise InputError(f"label ids {found}, expected 0 … {BTCV_LARGEST_ID}", path=label_path)
     classes = np.zeros(BTCV_LARGEST_ID + 1, np.uint8)
     classes[list(BTCV_IDS)] = np.arange(1, len(SYNAPSE_CLASSES) + 1)
-    change = ornt_transform(io_orientation(opened.affine), axcodes2ornt(ORIENTATION))
-    return Volume(
-        image=np.ascontiguousarray(WindowHU()(hounsfield)),
-        label=np.ascontiguousarray(classes[raw_label.astype(np.intp)]),
-        affine=opened.affine @ nib.orientations.inv_ornt_aff(change, opened.shape),
+    return Case(
+        image=np.ascontiguousarray(WindowHU()(image.array.astype(np.float32))),
+        label=np.ascontiguousarray(classes[ids]),
+        affine=image.affine,
     )
 
 
-def write_volume(path: Path, volume: Volume, source: str) -> None:
+def write_volume(path: Path, volume: Case, source: str) -> None:
     """Writes HDF5 with the data sets `image` and `label`.
 
     Attributes: spacing_mm (3,) in the order (D, H, W); affine (4, 4) from array index to RAS mm; window_hu (2,);
@@ -132,7 +114,7 @@ def write_volume(path: Path, volume: Volume, source: str) -> None:
         file.attrs["source"] = source
 
 
-def _write_slices(folder: Path, case: str, volume: Volume) -> list[str]:
+def _write_slices(folder: Path, case: str, volume: Case) -> list[str]:
     # Not compressed: training reads every file hundreds of times.
     names = [f"{case}_slice{index:03d}" for index in range(len(volume.image))]
     for name, image, label in zip(names, volume.image, volume.label, strict=True):
@@ -141,18 +123,20 @@ def _write_slices(folder: Path, case: str, volume: Volume) -> list[str]:
 
 
 def _raw_file(folder: Path, stem: str) -> Path | None:
-    return next((path for suffix in (".nii.gz", ".nii") if (path := folder / f"{stem}{suffix}").is_file()), None)
+    return next(
+        (path for suffix in (".nii.gz", ".nii", ".hdr") if (path := folder / f"{stem}{suffix}").is_file()), None
+    )
 
 
 def find_pairs(raw: Path, cases: Sequence[int], allow_missing: bool = False) -> dict[int, tuple[Path, Path]]:
     """Image and label file of each case, from `raw`/img/img0001.nii.gz and `raw`/label/label0001.nii.gz.
 
     Raises:
-        PrepareError: when the folders are missing, or a case is missing (unless `allow_missing`) or half there.
+        InputError: when the folders are missing, or a case is missing (unless `allow_missing`) or half there.
     """
     roots = [folder for folder in (raw, raw / "Training", raw / "RawData" / "Training") if (folder / "img").is_dir()]
     if not roots:
-        raise PrepareError(f"{raw}: no folder img/ in it; --raw wants the BTCV folder with img/ and label/")
+        raise InputError("no folder img/ in it", path=raw, remedy="--raw wants the BTCV folder with img/ and label/")
     pairs, missing = {}, []
     for case in cases:
         image = _raw_file(roots[0] / "img", f"img{case:04d}")
@@ -160,16 +144,17 @@ def find_pairs(raw: Path, cases: Sequence[int], allow_missing: bool = False) -> 
         if image and label:
             pairs[case] = image, label
         elif image or label:
-            raise PrepareError(f"{image or label}: its {'label' if image else 'image'} file is missing")
+            raise InputError(f"its {'label' if image else 'image'} file is missing", path=image or label)
         else:
             missing.append(case)
     if missing and not allow_missing:
-        raise PrepareError(
-            f"{raw}: cases {' '.join(map(str, missing))} are missing;"
-            " complete the download, choose --train-cases and --test-cases, or pass --allow-missing"
+        raise InputError(
+            f"cases {' '.join(map(str, missing))} are missing",
+            path=raw,
+            remedy="complete the download, choose --train-cases and --test-cases, or pass --allow-missing",
         )
     if not pairs:
-        raise PrepareError(f"{raw}: none of the wanted cases is there")
+        raise InputError("none of the wanted cases is there", path=raw)
     return pairs
 
 
@@ -180,6 +165,7 @@ def prepare_synapse(
     test_cases: Sequence[int] | None = None,
     *,
     allow_missing: bool = False,
+    assume_hu: bool = False,
     overwrite: bool = False,
     report: Report | None = None,
 ) -> None:
@@ -191,16 +177,17 @@ def prepare_synapse(
         train_cases: case numbers of the training part; None for the published ones.
         test_cases: case numbers of the test part; None for the published ones.
         allow_missing: go on with the cases that are there.
+        assume_hu: take images that do not look like Hounsfield units for such.
         overwrite: replace an `out` that was prepared before.
         report: prints what was done.
 
     Raises:
-        PrepareError: when input or output folder are not as they must be; then nothing is written.
+        InputError: when input or output folder are not as they must be; then nothing is written.
 
     Example:
         >>> prepare_synapse(Path("nowhere"), Path("out"))
         Traceback (most recent call last):
-        prepare.output.PrepareError: nowhere: no folder img/ in it; --raw wants the BTCV folder with img/ and label/
+        transforms.files.InputError: nowhere: no folder img/ in it; --raw wants the BTCV folder with img/ and label/
     """
     report = report or Report()
     parts = {
@@ -209,14 +196,13 @@ def prepare_synapse(
     }
     both = sorted(set(parts["train"]) & set(parts["test"]))
     if both and (train_cases is None or test_cases is None):
-        raise PrepareError(
-            f"cases {' '.join(map(str, both))} would be in training and test; give --train-cases and --test-cases both"
+        raise InputError(
+            f"cases {' '.join(map(str, both))} would be in training and test",
+            remedy="give --train-cases and --test-cases both",
         )
     if both:
         report(f"WARNING: cases {' '.join(map(str, both))} are in training AND test: test results will mean nothing")
     pairs = find_pairs(raw, sorted(set(parts["train"]) | set(parts["test"])), allow_missing)
-    for pair in pairs.values():
-        _check_pair(*pair)
 
     slices: list[str] = []
     facts_of_cases, rows = {}, []
@@ -226,7 +212,7 @@ def prepare_synapse(
             sub.mkdir(parents=True)
         for case, (image_path, label_path) in report.progress(pairs.items(), "preparing"):
             name = f"case{case:04d}"
-            volume = load_volume(image_path, label_path)
+            volume = load_volume(image_path, label_path, assume_hu)
             where = [part for part, cases in parts.items() if case in cases]
             if "train" in where:
                 slices += _write_slices(folder / "train_npz", name, volume)

@@ -25,14 +25,20 @@ from transforms.files import (
     stem,
 )
 from transforms.intensity import WINDOW_HU, WindowHU, WindowHUd
-from transforms.readers import (
+from transforms.readers import MaskReader, PictureReader, read_picture
+from transforms.volumes import (
     ORIENTATION,
     SPL_AFFINE,
-    HDF5Reader,
-    MaskReader,
-    PictureReader,
+    SaveImageVolume,
+    SaveImageVolumed,
+    SliceReader,
+    Volume,
     VolumeReader,
-    read_picture,
+    check_hounsfield,
+    on_grid,
+    read_volume,
+    reoriented,
+    whole_numbers,
 )
 from transforms.writers import SaveImageMask, SaveImageMaskd
 from transforms.zoom import SplineZoom, SplineZoomd, spline_zoom
@@ -47,7 +53,6 @@ __all__ = [
     "WINDOW_HU",
     "DataSplit",
     "DatasetError",
-    "HDF5Reader",
     "InputError",
     "LabelSet",
     "MaskReader",
@@ -58,19 +63,27 @@ __all__ = [
     "RandRotateDegreesd",
     "SaveImageMask",
     "SaveImageMaskd",
+    "SaveImageVolume",
+    "SaveImageVolumed",
+    "SliceReader",
     "SplineZoom",
     "SplineZoomd",
+    "Volume",
     "VolumeReader",
     "WindowHU",
     "WindowHUd",
     "by_name",
     "case_name",
+    "check_hounsfield",
     "find_files",
     "has_suffix",
     "image_split",
     "list_files",
+    "on_grid",
     "pair_by_name",
     "read_picture",
+    "read_volume",
+    "reoriented",
     "replacing",
     "rot_flip",
     "rotate",
@@ -78,4 +91,5 @@ __all__ = [
     "spline_zoom",
     "stem",
     "synapse_split",
+    "whole_numbers",
 ]

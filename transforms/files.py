@@ -12,7 +12,7 @@ from pathlib import Path
 
 PathLike = str | os.PathLike[str]
 
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".h5", ".hdf5")
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".h5", ".hdf5")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 _VOLUME, _PICTURE = ("|".join(map(re.escape, suffixes)) for suffixes in (VOLUME_SUFFIXES, PICTURE_SUFFIXES))
@@ -83,7 +83,7 @@ def case_name(path: PathLike) -> str:
 
 
 def list_files(path: PathLike, suffixes: Sequence[str], recursive: bool = False) -> list[Path]:
-    """The files in a folder that end in one of `suffixes`, sorted; hidden ones are left out.
+    """The files in a folder that end in one of `suffixes`, sorted; hidden ones are left out, and `.img` beside `.hdr`.
 
     Args:
         path: the folder, or one file, which is then the only candidate.
@@ -105,6 +105,8 @@ def list_files(path: PathLike, suffixes: Sequence[str], recursive: bool = False)
     else:
         found = path.rglob("*") if recursive else path.iterdir()
         files = sorted(file for file in found if not any(part[0] == "." for part in file.relative_to(path).parts))
+        headers = {file.with_suffix("") for file in files if has_suffix(file, [".hdr"])}
+        files = [file for file in files if not (has_suffix(file, [".img"]) and file.with_suffix("") in headers)]
     return [file for file in files if has_suffix(file, suffixes) and file.is_file()]
 
 

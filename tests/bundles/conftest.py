@@ -1,9 +1,11 @@
 """Runs of the three bundles on small demo data, from a working directory that is not the repository's root."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
+import bundles
 from prepare.demo import prepare_demo
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +82,17 @@ def succeeds(done: subprocess.CompletedProcess[str]) -> str:
     """What a command printed that must succeed."""
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+@contextmanager
+def refused(match: str) -> Iterator[None]:
+    """What runs here must end with one line for the user, that `match` describes."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (MONAI's own, around ours)
+        yield
+    line = bundles.one_line(caught.value)
+    assert line is not None, caught.value
+    assert "\n" not in line
+    assert re.search(match, line), line
 
 
 @pytest.fixture(scope="session")

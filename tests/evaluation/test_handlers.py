@@ -204,13 +204,15 @@ def test_key_metrics_refuse_what_gives_no_number() -> None:
         ImageMetric().update((torch.zeros(2, 1, 4, 4), torch.zeros(1, 1, 4, 4)))
 
 
-def test_spacing_comes_from_the_affine_unless_that_knows_nothing() -> None:
+def test_spacing_comes_from_the_affine_unless_nobody_gave_it() -> None:
     rotation = np.array([[0, 0, -2.0, 5], [0, -3, 0, 7], [4, 0, 0, 9], [0, 0, 0, 1]])
     zeros = torch.zeros(1, 2, 2, 2)
     assert spacing_mm(MetaTensor(zeros, rotation)) == (4, 3, 2)
     assert spacing_mm(MetaTensor(zeros, rotation, meta={"spacing_mm": [9, 9, 9]})) == (4, 3, 2)
     assert spacing_mm(MetaTensor(zeros, np.eye(4), meta={"spacing_mm": np.array([5, 2, 2])})) == (5, 2, 2)
     assert spacing_mm(MetaTensor(zeros, np.eye(4))) is None
+    assert spacing_mm(MetaTensor(zeros, np.eye(4), meta={"geometry": "file"})) == (1, 1, 1)
+    assert spacing_mm(MetaTensor(zeros, rotation, meta={"geometry": "assumed"})) is None
     assert spacing_mm(zeros) is None
 
 

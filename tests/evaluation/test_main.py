@@ -7,12 +7,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 from medpy.metric import binary
+from monai.data import MetaTensor
 from numpy.typing import NDArray
 from PIL import Image
 
 from evaluation.__main__ import main
 from evaluation.metrics import confusion
 from evaluation.protocols import pooled
+from transforms import SPL_AFFINE, SaveImageVolume
 
 SPL = np.array([[0.0, 0, -0.8, 9], [0, -0.9, 0, 5], [3, 0, 0, -7], [0, 0, 0, 1]])  # 3 × 0.9 × 0.8 mm
 
@@ -123,6 +125,95 @@ def test_released_volumes_take_the_spacing_that_is_given(folders: tuple[Path, Pa
         assert strict["hd95_unit"] == ("mm" if spacing else "voxels")
         expected = binary.hd95(*(label == 1 for label in pair), spacing)
         assert strict["classes"]["class 1"]["hd95"]["mean"] == pytest.approx(expected)
+    for wrong in (0, -1, "nan", "inf"):
+        assert "--spacing takes three sizes above 0 mm" in failure(predictions, labels, "--spacing", 3, wrong, 1)
+
+
+def test_one_millimetre_is_a_known_spacing(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    pair = blobs(0), blobs(1)
+    for folder, label in zip(folders, pair, strict=True):
+        save_nifti(folder / "a.nii.gz", label, np.diag([1, 1, 1, 1]))
+    strict = protocols(*folders, "--output", tmp_path)["strict"]
+    assert strict["hd95_unit"] == "mm"
+    assert "left out" not in strict["rules"]
+    expected = binary.hd95(*(label == 1 for label in pair), (1, 1, 1))
+    assert strict["classes"]["class 1"]["hd95"]["mean"] == pytest.approx(expected)
+
+
+def test_masks_of_released_volumes_claim_no_millimetres(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, labels = folders
+    label = blobs(0)
+    save_h5(labels / "case0001.npy.h5", label)
+    item = MetaTensor(label[None], SPL_AFFINE, {"filename_or_obj": "case0001.npy.h5", "geometry": "assumed"})
+    SaveImageVolume(predictions)(item)
+    strict = protocols(predictions, labels, "--output", tmp_path)["strict"]
+    assert strict["hd95_unit"] == "voxels"
+    # and lie nowhere, so that they can be compared with the raw label too
+    save_nifti(labels / "case0001.nii.gz", label)
+    (labels / "case0001.npy.h5").unlink()
+    assert protocols(predictions, labels, "--output", tmp_path)["strict"]["mean"]["dice"]["mean"] == 1
+
+
+def test_labels_between_whole_numbers(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    prediction, label = (folder / "a.nii.gz" for folder in folders)
+    save_nifti(prediction, blobs(0) * 0.99999)
+    save_nifti(label, blobs(0) * np.float32(1.000011))
+    strict = protocols(prediction, label, "--output", tmp_path)["strict"]
+    assert strict["mean"]["dice"]["mean"] == 1
+    for wrong in (blobs(0) * 0.9, blobs(0) - 1.0, np.where(blobs(0), np.nan, 0), blobs(0) * 1e6):
+        for file in (prediction, label):
+            save_nifti(prediction, blobs(0))
+            save_nifti(label, blobs(0))
+            save_nifti(file, wrong)
+            message = failure(prediction, label, "--classes", "a", "b")
+            assert f"{file}: " in message
+            assert "class numbers" in message
+
+
+def test_one_bad_pair_does_not_stop_the_others(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    predictions, labels = folders
+    for case in range(5):
+        save_nifti(predictions / f"{case}_pred.nii.gz", blobs(case))
+        save_nifti(labels / f"{case}.nii.gz", blobs(case + 1))
+    (predictions / "1_pred.nii.gz").write_bytes((labels / "1.nii.gz").read_bytes()[:-5])
+    save_nifti(labels / "3.nii.gz", blobs(4, classes=2) * 7)
+    for name in ("._0.nii.gz", "notes.txt", "picture.png"):
+        (labels / name).touch()
+    arguments = [str(folder) for folder in folders] + ["--classes", "a", "b", "--output", str(tmp_path / "report")]
+    with pytest.raises(SystemExit) as error, caplog.at_level("INFO"):
+        main(arguments)
+    first, *lines = str(error.value).splitlines()
+    assert first == "error: 2 of 5 pairs could not be scored:"
+    assert [line.partition(": ")[0] for line in lines] == [
+        str(predictions / "1_pred.nii.gz"),
+        str(labels / "3.nii.gz"),
+    ]
+    assert "Evaluation: 3 cases, 2 more could not be scored" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert (summary["cases"], list(summary["failures"])) == (3, [str(labels / f"{case}.nii.gz") for case in (1, 3)])
+    found = [binary.dc(blobs(case) == 1, blobs(case + 1) == 1) for case in (0, 2, 4)]
+    assert summary["protocols"]["strict"]["classes"]["a"]["dice"]["mean"] == pytest.approx(np.mean(found))
+    assert "passed over: 3 files, hidden or of another format" in caplog.text
+    # Without --classes too, where the labels are read for their number.
+    save_nifti(labels / "3.nii.gz", blobs(4))
+    with pytest.raises(SystemExit, match="1 of 5 pairs"):
+        main(arguments[:2])
+    for case in range(5):
+        (predictions / f"{case}_pred.nii.gz").write_bytes(b"no volume")
+    with pytest.raises(SystemExit, match="0_pred.nii.gz: not a readable"):
+        main(arguments[:2])
+    with pytest.raises(SystemExit, match="5 of 5 pairs"):
+        main(arguments)
+
+
+def test_files_of_a_pair_are_one_volume(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    label = blobs(0)
+    for folder in folders:
+        nib.save(nib.Nifti1Pair(label, SPL), folder / "a.hdr")
+        assert len(list(folder.iterdir())) == 2
+    assert protocols(*folders, "--output", tmp_path)["strict"]["mean"]["dice"]["mean"] == 1
 
 
 def test_images(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -160,14 +251,38 @@ def test_missing_and_unpaired_files_are_named(folders: tuple[Path, Path], tmp_pa
     assert f"no label of the same name for {predictions / 'b.nii.gz'}" in failure(predictions, labels)
 
 
-def test_what_does_not_fit_is_named(folders: tuple[Path, Path]) -> None:
+def test_affines_are_compared_in_voxels(folders: tuple[Path, Path], tmp_path: Path) -> None:
     prediction, label = (folder / "a.nii.gz" for folder in folders)
     for affine in (SPL, SPL / [3, 0.9, 0.8, 1]):  # the second has voxels of 1 mm
-        shifted = affine.copy()
-        shifted[0, 3] += 4
-        save_nifti(prediction, blobs(0), shifted)
-        save_nifti(label, blobs(0), affine)
-        assert "their affines differ" in failure(*folders)
+        for row, column, change, fits in [
+            (0, 3, 4, False),
+            (0, 3, 0.1, False),
+            (0, 3, 2e-3, True),
+            (2, 3, 2e-3, True),
+            (1, 1, 0.01, False),
+            (1, 1, 1e-3, True),
+        ]:
+            other = affine.copy()
+            other[row, column] += change
+            save_nifti(prediction, blobs(0), other)
+            save_nifti(label, blobs(0), affine)
+            if fits:
+                assert protocols(*folders, "--output", tmp_path)["strict"]["mean"]["dice"]["mean"] == 1
+            else:
+                assert "their affines differ" in failure(*folders)
+
+
+def test_affines_between_two_orientations(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    half = np.sqrt(0.5)
+    affine = np.array([[half, -half, 0, 0], [half, half, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    for tilt in (-1e-5, 1e-5):  # which axis is nearest to left and right hangs on the last digits
+        for folder, change in zip(folders, (tilt, -tilt), strict=True):
+            nib.save(nib.Nifti1Image(blobs(0), affine + np.diag([change, -change, 0, 0])), folder / "a.nii.gz")
+        assert protocols(*folders, "--output", tmp_path)["strict"]["mean"]["dice"]["mean"] == 1
+
+
+def test_what_does_not_fit_is_named(folders: tuple[Path, Path]) -> None:
+    prediction, label = (folder / "a.nii.gz" for folder in folders)
     save_nifti(label, blobs(0))
     save_nifti(prediction, blobs(0, (7, 16, 20)))
     assert "shape" in failure(*folders)

@@ -42,6 +42,7 @@ WRAPPINGS = {
     "Lightning": lambda state: {"state_dict": {f"model.{n}": t for n, t in state.items()}, "epoch": 3},
     "averaged": lambda state: {"n_averaged": torch.tensor(9), **{f"ema.{n}": t for n, t in state.items()}},
     "nnU-Net": lambda state: {"network_weights": state, "trainer_name": "nnUNetTrainer"},
+    "with a counter": lambda state: {"epoch": torch.tensor(7), "state_dict": state},
     "profiled": lambda state: {"total_ops": torch.zeros(1), **{f"vmunet.{n}": t for n, t in state.items()}},
 }
 
@@ -69,7 +70,7 @@ def test_vmamba_start_fills_encoder_and_mirrored_decoder(network: VMUNet, other:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     torch.save({"model": vmamba(other)}, tmp_path / "vmamba.pth")
     report = load_weights(network, tmp_path / "vmamba.pth", start=True)
-    after, source = network.state_dict(), other.state_dict()
+    after, source, left = network.state_dict(), other.state_dict(), []
     for name, tensor in after.items():
         if name.startswith(("patch_embed", "layers.")):
             assert torch.equal(tensor, source[name]), name
@@ -78,9 +79,12 @@ def test_vmamba_start_fills_encoder_and_mirrored_decoder(network: VMUNet, other:
             assert torch.equal(tensor, source[f"layers.{3 - int(stage)}.{rest}"]), name
         else:
             assert torch.equal(tensor, before[name]), name
+            left.append(name)
     assert report.share == 1
     assert report.expected == sum(name.startswith(("patch_embed", "layers.")) or ".blocks." in name for name in after)
     assert "classifier.head.weight" in report.unexpected
+    assert report.left_random == left
+    assert ", ".join(left) in str(report)
 
 
 def test_partial_weights_raise_and_leave_the_network_alone(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
@@ -118,10 +122,44 @@ def test_a_new_head_is_asked_for(network: VMUNet, tmp_path: Path) -> None:
     assert report.share == 1
     assert torch.equal(network.final_conv.weight, before)
     assert torch.equal(network.patch_embed.proj.weight, three.patch_embed.proj.weight)
-    # other widths are no other head
-    torch.save(VMUNet(**{**SMALL, "dims": (16, 32, 64, 128)}).state_dict(), tmp_path / "wide.pth")
-    with pytest.raises(ValueError, match="mis-shaped"):
-        load_weights(network, tmp_path / "wide.pth", start=True, new_head=True)
+
+
+@pytest.mark.parametrize("kept", ["of as many classes", "of none"])
+def test_a_new_head_is_new_whatever_the_file_holds_of_it(
+    kept: str, network: VMUNet, other: VMUNet, tmp_path: Path
+) -> None:
+    state = {n: t for n, t in other.state_dict().items() if kept != "of none" or not n.startswith("final_conv.")}
+    torch.save(state, tmp_path / "a.pt")
+    before = network.final_conv.weight.clone()
+    report = load_weights(network, tmp_path / "a.pt", start=True, new_head=True)
+    assert report.left_random == ["final_conv.weight", "final_conv.bias"]
+    assert "left random: final_conv.weight, final_conv.bias" in str(report)
+    assert torch.equal(network.final_conv.weight, before)
+    assert torch.equal(network.patch_embed.proj.weight, other.patch_embed.proj.weight)
+
+
+@pytest.mark.parametrize("layer", ["norm", "patch_embed"])
+def test_no_other_layer_is_taken_for_a_head(layer: str, network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
+    """Tensors that differ in the first dimension alone, as those of a head of other classes do."""
+    name = {"norm": "layers.0.blocks.0.ln_1.weight", "patch_embed": "patch_embed.proj.weight"}[layer]
+    state = other.state_dict()
+    torch.save({**state, name: torch.ones(7, *state[name].shape[1:])}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=rf"1 mis-shaped \({name}") as caught:
+        load_weights(network, tmp_path / "a.pt", start=True, new_head=True)
+    assert "--new_head" not in str(caught.value)
+
+
+def test_a_head_may_be_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    unnamed, source = (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)) for _ in range(2))
+    torch.save(source.state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="does not say which layer is its head: name it, --new_head 1 for instance"):
+        load_weights(unnamed, tmp_path / "a.pt", start=True, new_head=True)
+    with pytest.raises(ValueError, match="has no layer 'head'"):
+        load_weights(unnamed, tmp_path / "a.pt", start=True, new_head="head")
+    report = load_weights(unnamed, tmp_path / "a.pt", start=True, new_head="1")
+    assert report.left_random == ["1.weight", "1.bias"]
+    assert torch.equal(unnamed[0].weight, source[0].weight)
 
 
 def test_safetensors(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
@@ -167,7 +205,7 @@ class Payload:
 def test_files_never_execute(network: VMUNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"model": Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match=r"evil.pth is not a checkpoint of plain tensors"):
+    with pytest.raises(ValueError, match=r"evil.pth holds Python objects \([\w.]+\), which are never loaded"):
         load_weights(network, tmp_path / "evil.pth")
     assert not (tmp_path / "executed").exists()
 
@@ -191,7 +229,7 @@ REFUSED: dict[str, tuple[Callable[[VMUNet], object], str]] = {
     "a classifier": (lambda other: {"model": vmamba(other)}, "all must match"),
     "deeper": (
         lambda _: VMUNet(**{**SMALL, "depths": (3, 1, 1, 1)}).state_dict(),
-        "the model has no such tensors: the file is of another network",
+        r"the model has no layers\.0\.blocks\.2\S+: it is smaller than the network that the file is of",
     ),
     "two sets": (
         lambda other: {"state_dict": renamed(other, "model.", "ema.")},
@@ -208,6 +246,11 @@ REFUSED: dict[str, tuple[Callable[[VMUNet], object], str]] = {
     ),
     "whole numbers": (lambda other: as_type(other, torch.int64), r"is torch\.int64, expected torch\.float32"),
     "complex": (lambda other: as_type(other, torch.complex64), r"is torch\.complex64, expected torch\.float32"),
+    "8 bits": (lambda other: as_type(other, torch.float8_e4m3fn), r"is torch\.float8_e4m3fn, expected torch\.float32"),
+    "sparse": (
+        lambda other: {**other.state_dict(), "final_conv.bias": torch.ones(1).to_sparse()},
+        r"final_conv\.bias is a sparse, quantized or empty tensor",
+    ),
     "nested in itself": (nested_in_itself, "holds no tensors"),
     "a list": (lambda _: [1, 2], "holds a list, not a state_dict"),
     "a note": (lambda _: {"model": {"note": "none"}}, "holds no tensors"),
@@ -239,11 +282,30 @@ def test_the_models_own_prefix_is_named(network: VMUNet, other: VMUNet, tmp_path
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
+@pytest.mark.parametrize("content", [b"not a checkpoint", b"PK\x03\x04 cut short", b"\x08\0\0\0\0\0\0\0{}broken"])
 def test_files_that_are_no_checkpoints(content: bytes, name: str, network: VMUNet, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is not a checkpoint of plain tensors"):
+    with pytest.raises(ValueError, match=f"{name} is damaged, or no checkpoint of torch.save or safetensors") as caught:
         load_weights(network, tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_else_lies_where_weights_should(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    with pytest.raises(FileNotFoundError, match=r"no weight file .*a\.pt"):
+        load_weights(network, path)
+    with pytest.raises(ValueError, match="is a folder: name the file in it"):
+        load_weights(network, tmp_path)
+    path.touch()
+    with pytest.raises(ValueError, match=r"a\.pt is empty: copy it again"):
+        load_weights(network, path)
+    torch.jit.save(torch.jit.script(nn.Linear(1, 1)), path)
+    with pytest.raises(ValueError, match=r"a\.pt is a TorchScript program"):
+        load_weights(network, path)
+    # the content tells what a file is
+    safetensors.torch.save_file(other.state_dict(), path)
+    load_weights(network, path)
+    assert same(network, other)
 
 
 @pytest.mark.parametrize("build", [cmunext_s, lambda: VMUNet(**SMALL)], ids=["CMUNeXt", "VMUNet"])

@@ -15,7 +15,7 @@ from prepare.__main__ import main
 from prepare.output import PrepareError
 from prepare.synapse import TEST_CASES, TRAIN_CASES, load_volume, prepare_synapse
 from tests.helpers import contents
-from transforms import ORIENTATION, SYNAPSE_CLASSES
+from transforms import ORIENTATION, SYNAPSE_CLASSES, InputError
 
 SHAPE = (7, 12, 9)  # D, H, W
 AFFINE = np.array([[0, 0, -0.8, 40], [0, -0.7, 0, 30], [5.0, 0, 0, -60], [0, 0, 0, 1]])
@@ -111,9 +111,9 @@ def test_published_split() -> None:
 
 
 def test_missing_cases_are_named(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(PrepareError, match=r"cases 3 4 6 7 .* 40 are missing.*--allow-missing"):
+    with pytest.raises(InputError, match=r"cases 3 4 6 7 .* 40 are missing.*--allow-missing"):
         prepare_synapse(raw, tmp_path / "out")
-    with pytest.raises(PrepareError, match="cases 9 are missing"):
+    with pytest.raises(InputError, match="cases 9 are missing"):
         prepare_synapse(raw, tmp_path / "out", [5, 9], [1])
     assert not (tmp_path / "out").exists()
     prepare_synapse(raw, tmp_path / "out", allow_missing=True)
@@ -122,7 +122,7 @@ def test_missing_cases_are_named(raw: Path, tmp_path: Path) -> None:
 
 
 def test_a_case_in_both_parts_must_be_asked_for(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(PrepareError, match="cases 1 would be in training and test"):
+    with pytest.raises(InputError, match="cases 1 would be in training and test"):
         prepare_synapse(raw, tmp_path / "out", train_cases=[1])
     prepare_synapse(raw, tmp_path / "out", [1], [1])
     assert "WARNING: cases 1 are in training AND test" in capsys.readouterr().out
@@ -134,20 +134,23 @@ def test_bad_pairs_are_named(raw: Path, tmp_path: Path) -> None:
 
     def expect(what: str, **change: Any) -> None:
         write_pair(raw, 1, **{"hounsfield": hounsfield, "label": ids} | change)
-        with pytest.raises(PrepareError, match=what):
+        with pytest.raises(InputError, match=what):
             prepare_synapse(raw, tmp_path / "out", [5], [1])
         assert not (tmp_path / "out").exists()
 
     expect(r"label0001.*shape", label=ids[:-1])
     expect(r"label0001.*affine differs", label_affine_shift=1.0)
     expect(r"label0001.*label ids .*14", label=np.where(ids == 3, 14, ids).astype(np.uint8))
-    expect(r"label0001.*label ids .*2\.5", label=np.where(ids == 3, 2.5, ids).astype(np.float32))
-    expect(r"img0001.*not Hounsfield", hounsfield=(hounsfield / 1500).astype(np.float32))
-    expect(r"img0001.*not finite", hounsfield=np.where(ids == 3, np.nan, hounsfield).astype(np.float32))
-    expect(r"img0001.*shape", hounsfield=hounsfield[..., None], label=ids[..., None])
+    expect(r"label0001.*holds 2\.5, expected whole", label=np.where(ids == 3, 2.5, ids).astype(np.float32))
+    expect(r"img0001.*not look like Hounsfield", hounsfield=(hounsfield / 1500).astype(np.float32))
+    expect(r"label0001.*from -1 to 13", label=np.where(ids == 3, -1, ids.astype(np.int16)))
+    expect(r"label0001.*holds NaN, expected class numbers", label=np.where(ids == 3, np.nan, ids).astype(np.float32))
+    expect(r"img0001.*complex", hounsfield=hounsfield.astype(np.complex64))
+    expect(r"img0001.*infinite", hounsfield=np.where(ids == 3, np.inf, hounsfield).astype(np.float32))
+    expect(r"img0001.*shape", hounsfield=np.stack([hounsfield] * 2, -1))
 
     def expect_of_files(what: str) -> None:
-        with pytest.raises(PrepareError, match=what):
+        with pytest.raises(InputError, match=what):
             prepare_synapse(raw, tmp_path / "out", [5], [1])
 
     image, label = raw / "img" / "img0001.nii.gz", raw / "label" / "label0001.nii.gz"
@@ -159,6 +162,45 @@ def test_bad_pairs_are_named(raw: Path, tmp_path: Path) -> None:
     expect_of_files(r"img0001.*(damaged|not a readable)")
     image.unlink()
     expect_of_files(r"label0001.*image file is missing")
+
+
+def test_stored_forms_that_mean_the_same_give_the_same(tmp_path: Path) -> None:
+    hounsfield, ids = raw_case()
+    files = tmp_path / "img" / "img0001.nii.gz", tmp_path / "label" / "label0001.nii.gz"
+    write_pair(tmp_path, 1, hounsfield, ids)
+    expected = load_volume(*files)
+    image, label = (nib.load(file) for file in files)
+    image.header["pixdim"][1:4] = image.header["pixdim"][1:4].round(1) + 0.0002  # as some programs round it
+    image.set_qform(None, 0)
+    nib.save(image, files[0])
+    moved = label.affine.copy()
+    moved[:3, 3] += 2e-3
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj) - np.float32(3e-5), moved), files[1])
+    for suffix, kind in ((".nii.gz", nib.Nifti1Image), (".nii", nib.Nifti2Image), (".hdr", nib.Nifti1Pair)):
+        turned = nib.load(files[0])
+        other = files[0].with_name(f"other{suffix}")
+        nib.save(kind(np.asarray(turned.dataobj), turned.affine), other)
+        for source in (files[0], other):
+            volume = load_volume(source, files[1])
+            np.testing.assert_array_equal(volume.image, expected.image)
+            np.testing.assert_array_equal(volume.label, expected.label)
+            np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-5)
+
+
+def test_values_that_are_no_hounsfield_units_and_nan(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hounsfield, ids = raw_case()
+    files = tmp_path / "img" / "img0001.nii.gz", tmp_path / "label" / "label0001.nii.gz"
+    write_pair(tmp_path, 1, hounsfield + 1024, ids)
+    with pytest.raises(InputError, match="do not look like Hounsfield units"):
+        load_volume(*files)
+    expected = (np.clip(hounsfield + 1024, -125.0, 275) + 125) / 400
+    np.testing.assert_allclose(load_volume(*files, assume_hu=True).image, expected, atol=1e-6)
+    write_pair(tmp_path, 1, np.where(ids == 3, np.nan, hounsfield), ids)
+    image = load_volume(*files).image
+    assert (image[ids == 3] == 0).all()
+    np.testing.assert_allclose(image[ids != 3], ((np.clip(hounsfield, -125.0, 275) + 125) / 400)[ids != 3], atol=1e-6)
+    assert "img0001.nii.gz" in caplog.text
+    assert "voxels are NaN, taken as air" in caplog.text
 
 
 def test_an_earlier_result_is_replaced_whole_and_only_when_asked(raw: Path, tmp_path: Path) -> None:
@@ -174,7 +216,7 @@ def test_an_earlier_result_is_replaced_whole_and_only_when_asked(raw: Path, tmp_
     assert contents(out) == before
     hounsfield, ids = raw_case()
     write_pair(raw, 2, hounsfield, ids + 100)
-    with pytest.raises(PrepareError, match="label ids"):
+    with pytest.raises(InputError, match="label ids"):
         prepare_synapse(raw, out, [5, 1], [2], overwrite=True)
     assert contents(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]

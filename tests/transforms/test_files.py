@@ -145,5 +145,6 @@ def test_a_file_system_that_cannot_flush_folders_is_no_error(tmp_path: Path, mon
 @given(NAMES, st.sampled_from(["", "rename it"]))
 def test_an_input_error_is_one_line_and_survives_other_processes(name: str, remedy: str) -> None:
     error = InputError("cannot be read", path=name, remedy=remedy)
-    assert str(error).isprintable() and str(error).endswith(f": cannot be read{'; rename it' * bool(remedy)}")
+    assert str(error).isprintable()
+    assert str(error).endswith(f": cannot be read{'; rename it' * bool(remedy)}")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -1,0 +1,43 @@
+"""From a run's trained network to files for others."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from monai.bundle import ConfigParser
+from monai.data import save_net_with_metadata
+from monai.networks import convert_to_torchscript
+from torch import nn
+
+from bundles.run import running_workflow
+from transforms import replacing
+
+logger = logging.getLogger(__name__)
+
+
+def export_torchscript(network: nn.Module, filepath: str | Path) -> None:
+    """Writes the network of the run with its weights as TorchScript, with the configuration and metadata.json in it.
+
+    Unlike MONAI's `ckpt_export` it takes a network whose weights have been checked, and the overrides of the run are in
+    the configuration that it stores. `monai.data.load_net_with_metadata` reads all three.
+
+    Args:
+        network: the bare network.
+        filepath: ends in `.ts`; the folder is made if need be.
+    """
+    workflow = running_workflow()
+    config = dict(workflow.parser.get()) if workflow else {}
+    metadata = config.pop(ConfigParser.meta_key, {})
+    # where the bundle lies is known to a run only; the file may be opened anywhere
+    config["bundle_root"] = "."
+    path = Path(filepath)
+    with replacing(path) as temporary:
+        save_net_with_metadata(
+            convert_to_torchscript(network),
+            str(temporary),
+            meta_values=metadata,
+            more_extra_files={"inference.json": json.dumps(config).encode()},
+        )
+    logger.info(f"exported to {path.resolve()}")

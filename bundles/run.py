@@ -1,0 +1,227 @@
+"""What a configuration needs of the run that reads it: where its bundle lies, its settings checked, errors as lines.
+
+MONAI runs a configuration as a program, and wraps whatever is raised below an expression or component in errors of its
+own. Here the line that is meant for the user is found again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import linecache
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.utils import ensure_tuple
+
+from bundles.settings import RULES, TRACKING, checked, refuse_unknown, with_values
+from transforms import InputError
+
+# The command as prepare_run found it.
+_command: dict[str, Any] = {}
+PACKAGES = ("bundles", "networks", "transforms", "evaluation", "prepare")
+
+
+def root() -> str:
+    """The folder of the bundle whose configuration is being read, absolute: the parent of `configs/`.
+
+    A configuration does not know its own file. MONAI does: `python -m monai.bundle run` and `ckpt_export` hold it while
+    they resolve the configuration, and this function looks for it up the call stack. So a bundle works from any working
+    directory, and a copied folder stays a bundle of its own.
+
+    Raises:
+        ValueError: when a `ConfigParser` is used by itself, which knows no file; set `bundle_root` then.
+
+    Example:
+        >>> root()
+        Traceback (most recent call last):
+        ...
+        ValueError: the configuration's file is not known here: set bundle_root, the folder that holds configs/
+    """
+    if workflow := running_workflow():
+        return str(_bundle_of(workflow.config_root_path))
+    for frame in _callers():
+        # the commands of monai.bundle.scripts that take configurations without a workflow
+        if frame.f_globals.get("__name__") == "monai.bundle.scripts" and (files := frame.f_locals.get("config_file_")):
+            return str(_bundle_of(Path(files if isinstance(files, str) else files[0]).parent))
+    raise ValueError("the configuration's file is not known here: set bundle_root, the folder that holds configs/")
+
+
+def prepare_run() -> None:
+    """Checks the settings of the run before any work; every configuration calls this first in `initialize`.
+
+    Words of the command line become what YAML would make of them: `--train#trainer#amp false` arrives as the word
+    "false", which Python takes for true. From here on an error that a user can mend ends the run with one line;
+    `--debug true` shows its traceback.
+
+    Raises:
+        InputError: when there is no such setting, or it cannot have this value; for `--tracking mlflow` without MLflow.
+
+    Example:
+        >>> prepare_run()  # outside of a run there is nothing to prepare
+    """
+    workflow = running_workflow()
+    if workflow is None:
+        return
+    parser = workflow.parser
+    config: dict[str, Any] = with_values(parser.config)
+    sys.excepthook = _ErrorLine(debug=config.get("debug") is True)
+    files, overrides = _given()
+    _command.update(config_files=list(ensure_tuple(files or ())), overrides=overrides)
+    if files:
+        plain = ConfigParser.load_config_files(files)
+        refuse_unknown({name: value for name, value in overrides.items() if name not in TRACKING}, plain)
+    if _tracks_by_mlflow(parser) and not importlib.util.find_spec("mlflow"):
+        raise InputError("--tracking mlflow needs MLflow: pip install mlflow-skinny sqlalchemy alembic")
+    config |= {name: checked(name, config[name]) for name in RULES if name in config}
+    parser.config = config  # type: ignore[assignment]
+    parser.parse(reset=True)
+
+
+def configuration() -> dict[str, Any]:
+    """The files of the run's configuration, its overrides, and the configuration that came of both.
+
+    Example:
+        >>> configuration()  # outside of a run
+        {}
+    """
+    workflow = running_workflow()
+    if workflow is None:
+        return {}
+    return {**_command, "configuration": workflow.parser.get()}
+
+
+def one_line(error: BaseException) -> str | None:
+    """What a user is to read of an error; None where it is a fault of the program, whose traceback is needed.
+
+    Lines are what this project's packages raise on purpose, a ValueError or OSError, however deep below MONAI's own
+    errors or in which process, and what the system says of files and memory.
+
+    Example:
+        >>> error = RuntimeError("Failed to evaluate ConfigExpression")
+        >>> error.__cause__ = InputError("no such file", path="a.png")
+        >>> one_line(error), one_line(IndexError("list index out of range"))
+        ('a.png: no such file', None)
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    for one in _chain(error):
+        text = str(one)
+        if isinstance(one, InputError) or (isinstance(one, ValueError | OSError) and _raised_here(one)):
+            # torch hands over what a worker raised as text that ends with it
+            return text.strip().splitlines()[-1].removeprefix("transforms.files.InputError: ")
+        if worker := re.findall(r"^transforms\.files\.InputError: (.+)$", text, re.MULTILINE):
+            return str(worker[-1])
+        if isinstance(one, OSError) and one.errno is not None:
+            return f"{one.filename}: {one.strerror}" if one.filename else str(one.strerror)
+        if isinstance(one, MemoryError) or re.search(r"out of memory|can't allocate memory", text):
+            return "there is not enough memory: give a smaller --batch_size or --image_size"
+        if line := _of_configuration(one):
+            return line
+    return None
+
+
+def _of_configuration(error: BaseException) -> str | None:
+    """What MONAI says of a configuration that it cannot follow."""
+    text = str(error)
+    if isinstance(error, ModuleNotFoundError) and (path := re.search(r"class or function path: '(.*)'", text)):
+        module, _, name = path[1].rpartition(".")
+        near = difflib.get_close_matches(name, dir(sys.modules.get(module)), 1)
+        return f"there is no {path[1]}" + f"; did you mean {module}.{near[0]}?" * bool(near)
+    if isinstance(error, TypeError) and "unexpected keyword argument" in text:
+        return text.replace(".__init__()", "").replace("got an unexpected keyword argument", "takes no setting")
+    if path := re.search(r"the referring item [`'\"]@?([\w:#]+)", text):
+        return f"the configuration refers to @{path[1].replace('::', '#')}, which it does not define"
+    if isinstance(error, ValueError) and text.startswith("run ID "):
+        return f"{text.removesuffix('.')} (training, evaluating, inferring and exporting are in different files)"
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _raised_here(error: BaseException) -> bool:
+    """True where a `raise` of this project made the error, and not a library that it called with wrong arguments."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] not in PACKAGES:
+        return False
+    return linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip().startswith("raise ")
+
+
+class _ErrorLine:
+    """An excepthook that prints one line where there is one, after the traceback when debugging; the exit code is 1."""
+
+    def __init__(self, debug: bool) -> None:
+        self.debug = debug
+        hook = sys.excepthook
+        self.previous: Callable[..., object] = hook.previous if isinstance(hook, _ErrorLine) else hook
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        line = one_line(error)
+        if line is None or self.debug:
+            self.previous(kind, error, trace)
+        if line is not None:
+            sys.stdout.flush()
+            print(line, file=sys.stderr)
+
+
+def refuse_stray_words() -> None:
+    """Ends a run whose `--input *.png` a shell has made many words of: the others arrive as names of sections.
+
+    It is called when a configuration imports this package, because `initialize` does not run then.
+    """
+    workflow = running_workflow()
+    if workflow is None:
+        return
+    for given, default in ((workflow.init_id, "initialize"), (workflow.final_id, "finalize")):
+        if given != default and given not in workflow.parser:
+            sys.exit(
+                f"{given}: one word more than expected; quote a pattern, --input 'folder/*.png', so that the shell"
+                " leaves it alone, or name the folder"
+            )
+
+
+def _given() -> tuple[Any, dict[str, Any]]:
+    """The configuration's files and the overrides of a run of MONAI's commands."""
+    for frame in _callers():
+        if frame.f_code.co_name == "create_workflow" and frame.f_globals.get("__name__") == "monai.bundle.scripts":
+            names = ("config_file", "meta_file", "logging_file", "tracking", "init_id", "run_id", "final_id")
+            given = frame.f_locals.get("_args", {})
+            return frame.f_locals.get("config_file"), {key: given[key] for key in given if key not in names}
+    return None, {}
+
+
+def running_workflow() -> ConfigWorkflow | None:
+    """MONAI's object for the run that is going on, where one is."""
+    workflows = (frame.f_locals.get("self") for frame in _callers())
+    return next((workflow for workflow in workflows if isinstance(workflow, ConfigWorkflow)), None)
+
+
+def _callers() -> Iterator[FrameType]:
+    frame = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def _bundle_of(configs: Path) -> Path:
+    configs = Path(configs).resolve()
+    return configs.parent if configs.name == "configs" else configs
+
+
+def _tracks_by_mlflow(parser: ConfigParser) -> bool:
+    lists = (parser.get(name) for name in ("train#handlers", "validate#handlers", "handlers"))
+    handlers = [handler for one in lists if isinstance(one, list) for handler in one]
+    return any(isinstance(handler, dict) and handler.get("_target_") == "MLFlowHandler" for handler in handlers)

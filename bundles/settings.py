@@ -1,0 +1,185 @@
+"""What the settings of a configuration may be, and which there are.
+
+MONAI takes any word for an override, and adds one that no configuration knows. So `--max_epoch 5` would train for 300
+epochs. These functions find that out before any work.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+from monai.utils import ensure_tuple
+
+from transforms import InputError
+
+WORDS = {"true": True, "false": False, "null": None}
+Rule = Callable[[Any], Any]
+
+
+def _number(value: Any) -> float:
+    """A number, from a word too: YAML takes 1e-4 for one."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    return value if isinstance(value, int | float) else float(value)
+
+
+def _whole(least: int, most: float = math.inf) -> Rule:
+    def check(value: Any) -> int:
+        number = _number(value)
+        if number != int(number) or not least <= number <= most:
+            raise ValueError
+        return int(number)
+
+    return check
+
+
+def _between(least: float, most: float) -> Rule:
+    def check(value: Any) -> float:
+        number = _number(value)
+        if not least < number <= most:
+            raise ValueError
+        return number
+
+    return check
+
+
+def _at_least_0(value: Any) -> float:
+    number = _number(value)
+    if not 0 <= number < math.inf:
+        raise ValueError
+    return number
+
+
+def _one_of(*choices: Any) -> Rule:
+    def check(value: Any) -> Any:
+        return {str(choice): choice for choice in choices}[str(value)]
+
+    return check
+
+
+def _image_size(value: Any) -> Any:
+    size = [_whole(1, 16384)(one) for one in ensure_tuple(value)]
+    if len(size) > 2:
+        raise ValueError
+    return size if len(size) == 2 else size[0]
+
+
+def _names(value: Any) -> list[str]:
+    names = [value] if isinstance(value, str) else list(value)
+    if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError
+    return names
+
+
+def _device(value: Any) -> str:
+    device = torch.device(value)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError
+    torch.empty(0, device=device)
+    return f"$torch.device({str(device)!r})"
+
+
+# What each setting may be, in words, and the function that takes it or raises an exception.
+RULES: Mapping[str, tuple[str, Rule]] = {
+    "image_size": ("a whole number of pixels above 0, or rows and columns: [192, 256]", _image_size),
+    **dict.fromkeys(("batch_size", "max_epochs", "val_interval"), ("a whole number above 0", _whole(1))),
+    **dict.fromkeys(("num_workers", "early_stop", "seed"), ("a whole number, 0 or above", _whole(0, 2**32 - 1))),
+    "fold": ("the number of a split: 1, 2, …", _whole(1)),
+    "learning_rate": ("a number above 0 and up to 10", _between(0, 10)),
+    "val_fraction": ("a share above 0 and below 1", _between(0, 1 - 1e-9)),
+    "min_matched": ("a share above 0 and up to 1", _between(0, 1)),
+    "selection": ("holdout or paper", _one_of("holdout", "paper")),
+    "amp_dtype": ("float32, bfloat16 or auto", _one_of("float32", "bfloat16", "auto")),
+    **dict.fromkeys(("channels_last", "compile"), ("true, false or auto", _one_of(True, False, "auto"))),
+    **dict.fromkeys(
+        ("force", "load_pretrain", "probabilities", "assume_hu", "allow_unpaired", "debug"),
+        ("true or false", _one_of(True, False)),
+    ),
+    "resume": ("true, false or auto", _one_of(True, False, "auto")),
+    "ckpt_interval": ("a whole number above 0", _whole(1)),
+    **dict.fromkeys(("ckpt_minutes", "clip_grad"), ("a number, 0 or above", _at_least_0)),
+    "on_save_error": ("stop or continue", _one_of("stop", "continue")),
+    "check_data": ("true, false, quick or full", _one_of(True, False, "quick", "full")),
+    "year": ("2017 or 2018", _one_of(2017, 2018)),
+    "classes": ("a list of different names: ['cup', 'disc']", _names),
+    "device": ("a device that this machine has: cpu, cuda, cuda:1 …", _device),
+}
+
+
+def with_values(config: Any) -> Any:
+    """The configuration with the words true, false and null as values.
+
+    Example:
+        >>> with_values({"train": {"amp": "False"}, "pretrained": "null", "name": "true north"})
+        {'train': {'amp': False}, 'pretrained': None, 'name': 'true north'}
+    """
+    if isinstance(config, dict):
+        return {key: with_values(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [with_values(value) for value in config]
+    return WORDS.get(config.lower(), config) if isinstance(config, str) else config
+
+
+def checked(name: str, value: Any) -> Any:
+    """The value of a setting in the form that configurations need; settings without a rule stay as they are.
+
+    Raises:
+        InputError: when the value cannot be taken.
+
+    Example:
+        >>> checked("image_size", [192, 256]), checked("learning_rate", "1e-4"), checked("classes", "lesion")
+        ([192, 256], 0.0001, ['lesion'])
+        >>> checked("batch_size", 0)
+        Traceback (most recent call last):
+        transforms.files.InputError: --batch_size 0: expected a whole number above 0
+    """
+    if name not in RULES or (isinstance(value, str) and value.startswith(("$", "@", "%"))):
+        return value
+    words, rule = RULES[name]
+    try:
+        return rule(value)
+    # a rule says no with whatever its conversion raises
+    except Exception as error:
+        raise InputError(f"--{name} {value}: expected {words}") from error
+
+
+def refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuses overrides that the configuration has no place for.
+
+    A setting may be added where something refers to it, or as an argument of a component.
+
+    Args:
+        given: the overrides by name, `train#trainer#max_epochs` for instance.
+        known: the configuration without them.
+
+    Raises:
+        InputError: naming the setting that comes nearest.
+
+    Example:
+        >>> refuse_unknown({"max_epoch": 5}, {"max_epochs": 300})
+        Traceback (most recent call last):
+        transforms.files.InputError: --max_epoch: no such setting; did you mean --max_epochs?
+    """
+    text = json.dumps([known, given], default=str)
+    for name in given:
+        *parents, last = name.replace("::", "#").split("#")
+        place: Any = known
+        for parent in parents:
+            place = place[int(parent)] if isinstance(place, list) else (place or {}).get(parent, {})
+        new = isinstance(place, dict) and last not in place and "_target_" not in place
+        if new and not last.startswith("_") and not re.search(rf"[@%]{re.escape(last)}\b", text):
+            near = difflib.get_close_matches(last, place, 1) or difflib.get_close_matches(last, known, 1)
+            known_names = "" if near else f"; there are {', '.join(key for key in place if key[0] != '_')}"
+            where = "#".join([*parents, near[0]]) if near and near[0] in place else "".join(near)
+            raise InputError(f"--{name}: no such setting{known_names}", remedy=f"did you mean --{where}?" * bool(near))
+
+
+# What `--tracking` brings along.
+TRACKING: set[str] = {*dict(DEFAULT_MLFLOW_SETTINGS["configs"])}  # type: ignore[call-overload]

@@ -1,0 +1,479 @@
+"""The files that a run leaves and starts from: `model.pt`, `last.pt` and the one before, and weights of other runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from monai.engines import Workflow
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from networks.training.processes import is_rank_zero
+from networks.training.provenance import RunRecord
+from networks.training.speed import check_channels
+from networks.training.steps import EpochSampler
+from networks.weights import load_weights, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+BEST, LAST, BEFORE_LAST = "model.pt", "last.pt", "last.previous.pt"
+# Slurm sends SIGUSR1 ahead of the end where a job asks for it: --signal=USR1@120
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Checkpoints:
+    """Writes `last.pt` while a run goes on and `model.pt` whenever its score is the best so far; resumes a run.
+
+    `model.pt` is the network's bare state_dict; under "__run__" its metadata name the run that it is of. Every file is
+    written whole or not at all. `last.pt` is what a run goes on from, to the same bits on a CPU, at the end of an epoch
+    or within one; the one before stays as `last.previous.pt`, in case the newest is damaged. A signal to stop, SIGTERM,
+    SIGINT or SIGUSR1, lets the step be finished and the state be saved.
+
+    Attach it to the trainer when that is complete (in `training`): an epoch is saved after all other handlers have seen
+    its end.
+
+    Args:
+        ckpt_dir: folder of the files. One run at a time may use it.
+        network: whose weights are saved; the bare one, not its distributed wrapper.
+        optimizer, lr_scheduler: what else a resumed run needs.
+        replacing: `transforms.replacing`, the context manager that writes a file whole or not at all.
+        metrics: the trainer's metrics by name, which go on within an epoch.
+        record: of the run. Its settings must be the same when the run goes on: the data, the classes, the seed.
+        resume: True goes on with the run in `ckpt_dir`, "auto" does where there is one, False starts anew and moves the
+            files of an earlier run into a folder `earlier-1`, `earlier-2` …
+        patience: end the training after so many validations in a row without a better score; 0 never does.
+        interval: epochs from one `last.pt` to the next.
+        minutes: also after so many minutes within an epoch; 0 never does.
+        on_save_error: "stop" ends the run when a file cannot be written, "continue" logs it and goes on.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> network = nn.Linear(1, 1)
+        >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        >>> schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        >>> checkpoints = Checkpoints("models", network, optimizer, schedule, replacing=nullcontext)
+        >>> checkpoints.best is None
+        True
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str | Path,
+        network: nn.Module,
+        optimizer: Optimizer,
+        lr_scheduler: LRScheduler,
+        replacing: Callable[[Path], AbstractContextManager[Path]],
+        metrics: Mapping[str, Metric] | None = None,
+        record: RunRecord | None = None,
+        resume: bool | str = False,
+        patience: int = 0,
+        interval: int = 1,
+        minutes: float = 0,
+        on_save_error: str = "stop",
+    ) -> None:
+        if on_save_error not in ("stop", "continue"):
+            raise ValueError(f"on_save_error must be stop or continue, not {on_save_error!r}")
+        self.ckpt_dir = Path(ckpt_dir)
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.objects: dict[str, Any] = {"model": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.replacing = replacing
+        self.metrics = dict(metrics or {})
+        self.record = record
+        self.settings = dict(record.settings) if record else {}
+        self.resume = resume
+        self.patience = patience
+        self.interval = interval
+        self.minutes = minutes
+        self.on_save_error = on_save_error
+        self.best: float | None = None
+        self.best_epoch = 0
+        self.since_best = 0
+        self.saved_at = time.monotonic()
+        self.stopped_by: str | None = None
+        self.lock: _Lock | None = None
+        self.steps = 0
+
+    def attach(self, trainer: Workflow, evaluator: Workflow) -> None:
+        """Saves after the epochs of `trainer`.
+
+        The key metric of `evaluator` chooses the best network, by its `metric_cmp_fn`. Where nothing is held out, that
+        is where the evaluator's data are empty, the trainer's key metric does.
+
+        Raises:
+            ValueError: when another run uses the folder, or a run is to be resumed and cannot be.
+        """
+        if is_rank_zero():
+            self.lock = _Lock(self.ckpt_dir)
+            # what a run that was killed had half written
+            for name in (BEST, LAST):
+                for left in self.ckpt_dir.glob(f".????????.{name}"):
+                    left.unlink()
+        if dist.is_initialized():
+            dist.barrier()
+        there = any((self.ckpt_dir / name).is_file() for name in (LAST, BEFORE_LAST))
+        if self.resume == "auto":
+            logger.info(f"{self.ckpt_dir} holds {'a run to go on with' if there else 'no run yet: this one starts'}")
+        if self.resume is True or (self.resume == "auto" and there):
+            try:
+                self._load(trainer)
+            except Exception:
+                self._release()
+                raise
+        elif is_rank_zero():
+            self._set_aside()
+        scored = evaluator if len(evaluator.data_loader) else trainer  # type: ignore[arg-type]
+        # an evaluator has one epoch a run
+        scored.add_event_handler(Events.EPOCH_COMPLETED, self._score, trainer)
+        trainer.add_event_handler(Events.STARTED, self._listen)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
+        trainer.add_event_handler(Events.COMPLETED, self._say_best, scored)
+        trainer.add_event_handler(Events.EXCEPTION_RAISED, self._on_error)
+
+    # Choosing
+
+    def _score(self, scored: Workflow, trainer: Engine) -> None:
+        score = float(scored.state.metrics[scored.state.key_metric_name])
+        # a score that is not a number, or of a network that is none, is never the best
+        better = math.isfinite(score) and (self.best is None or scored.metric_cmp_fn(score, self.best))
+        if better and all(tensor.isfinite().all() for tensor in self.network.state_dict().values()):
+            self.best, self.best_epoch, self.since_best = score, trainer.state.epoch, 0
+            self._save(self._named(self.network.state_dict()), BEST)
+            return
+        self.since_best += 1
+        if 0 < self.patience <= self.since_best:
+            name = scored.state.key_metric_name
+            logger.info(f"no better {name} in {self.since_best} validations: training ends early")
+            trainer.terminate()
+
+    def _say_best(self, trainer: Engine, scored: Workflow) -> None:
+        if self.best is None:
+            reason = "not finite in any epoch" if self.since_best else "never computed, as no validation ran"
+            raise ValueError(
+                f"{scored.state.key_metric_name} was {reason}: there is no model.pt, the last epoch's weights are in"
+                f" {self.ckpt_dir / LAST}"
+            )
+        if is_rank_zero():
+            name = scored.state.key_metric_name
+            logger.info(f"best {name} {self.best:.4f} in epoch {self.best_epoch}: {self.ckpt_dir / BEST}")
+        self._end("completed", trainer)
+
+    # Stopping
+
+    def _end(self, how: str, trainer: Engine) -> None:
+        """Completes the run's record and gives the folder back."""
+        if self.record is not None:
+            best = {"score": self.best, "epoch": self.best_epoch} if self.best is not None else None
+            self.record.end(how, epochs=trainer.state.epoch, iterations=trainer.state.iteration, best=best)
+        self._release()
+
+    def _release(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
+    def _on_error(self, trainer: Engine, error: BaseException) -> None:
+        """Saves the state before the step that failed, and hands the error on."""
+        within = trainer.state.iteration % (trainer.state.epoch_length or 1)
+        if isinstance(error, Exception) and within > 1 and self.steps == trainer.state.iteration - 1:
+            trainer.state.iteration -= 1
+            self._save_last(trainer)
+        self._end(f"failed: {str(error).partition(chr(10))[0]}", trainer)
+        raise error
+
+    def _listen(self, trainer: Engine) -> None:
+        """From here on a signal to stop is obeyed after the step. Handlers are the main thread's to set."""
+        if self.record is not None:
+            self.record.write()
+        with contextlib.suppress(ValueError):
+            for number in SIGNALS:
+                signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped_by is not None:
+            os._exit(128 + number)
+        self.stopped_by = signal.Signals(number).name
+        logger.info(f"{self.stopped_by}: this step is finished and saved; a second signal ends at once")
+
+    def _must_stop(self) -> bool:
+        if not dist.is_initialized():
+            return self.stopped_by is not None
+        # a signal reaches the processes at different steps; all must stop after the same one
+        stopping = torch.tensor(float(self.stopped_by is not None), device=_device_of(self.network))
+        dist.all_reduce(stopping)
+        return bool(stopping)
+
+    def _after_step(self, trainer: Engine) -> None:
+        self.steps = trainer.state.iteration
+        within = trainer.state.iteration % (trainer.state.epoch_length or 1)
+        if within and self._must_stop():
+            self._save_last(trainer)
+            self._say_stopped(trainer)
+        elif within and self.minutes and time.monotonic() - self.saved_at > 60 * self.minutes:
+            self._save_last(trainer)
+
+    def _after_epoch(self, trainer: Engine) -> None:
+        last = trainer.state.epoch == trainer.state.max_epochs or trainer.should_terminate
+        stop = self._must_stop()
+        if last or stop or trainer.state.epoch % self.interval == 0:
+            self._save_last(trainer)
+        if stop and not last:
+            self._say_stopped(trainer)
+
+    def _say_stopped(self, trainer: Engine) -> None:
+        step = trainer.state.iteration % (trainer.state.epoch_length or 1)
+        where = f"in epoch {trainer.state.epoch} after step {step}" if step else f"after epoch {trainer.state.epoch}"
+        if is_rank_zero():
+            logger.info(f"stopped {where}; --resume true --ckpt_dir {self.ckpt_dir} goes on")
+        trainer.terminate(skip_completed=True)
+        self._end(f"stopped by {self.stopped_by or 'a signal to another process'}", trainer)
+
+    # Saving
+
+    def _save_last(self, trainer: Engine) -> None:
+        length = trainer.state.epoch_length or 1
+        within = trainer.state.iteration % length
+        position = {
+            "epoch": trainer.state.epoch - bool(within),
+            "step": within,
+            "steps": length,
+            "seen": within * (trainer.data_loader.batch_size or 1) if within else 0,  # type: ignore[attr-defined]
+        }
+        metrics = {name: metric.state_dict() for name, metric in self.metrics.items()} if within else {}
+        selection = {"best": self.best, "best_epoch": self.best_epoch, "since_best": self.since_best}
+        state = {name: thing.state_dict() for name, thing in self.objects.items()}
+        state["model"] = self._named(state["model"])
+        more = {"position": position, "metrics": metrics, "selection": selection, "settings": self.settings}
+        self._save({**state, **more, "run_id": self.record.id if self.record else ""}, LAST)
+        self.saved_at = time.monotonic()
+
+    def _named(self, state: dict[str, Any]) -> dict[str, Any]:
+        if self.record is not None:
+            state._metadata["__run__"] = {"id": self.record.id}  # type: ignore[attr-defined]
+        return state
+
+    def _save(self, content: Any, name: str) -> None:
+        if not is_rank_zero():
+            return
+        path = self.ckpt_dir / name
+        try:
+            with self.replacing(path) as temporary:
+                torch.save(content, temporary)
+                if name == LAST and path.is_file():
+                    os.replace(path, self.ckpt_dir / BEFORE_LAST)
+        # torch reports a full disk as a RuntimeError of its writer
+        except (OSError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else "the disk is full or failed"
+            line = f"{path} cannot be written ({reason}); the file before it is whole"
+            if self.on_save_error == "stop":
+                raise ValueError(f"{line}: make room, and go on with --resume true") from error
+            logger.warning(line)
+
+    def _set_aside(self) -> None:
+        """Moves the files of an earlier run into a folder of their own."""
+        names = [BEST, LAST, BEFORE_LAST, "run.json", "history.csv", "curves.png", "training.log"]
+        files = [self.ckpt_dir / name for name in names if (self.ckpt_dir / name).is_file()]
+        if not any(file.name in (BEST, LAST) for file in files):
+            return
+        number = next(n for n in range(1, 10**6) if not (self.ckpt_dir / f"earlier-{n}").exists())
+        folder = self.ckpt_dir / f"earlier-{number}"
+        folder.mkdir()
+        for file in files:
+            os.replace(file, folder / file.name)
+        logger.info(f"an earlier run's files are now in {folder}; --resume true would have gone on with it")
+
+    # Going on
+
+    def _load(self, trainer: Workflow) -> None:
+        state, path = self._newest()
+        differing = [name for name in self.settings if state["settings"].get(name) != self.settings[name]]
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"{path} is of a run with {name} {state['settings'].get(name)}, and it is {self.settings[name]} now:"
+                " give the same to go on, or start without --resume"
+            )
+        given = [(group["lr"], group.get("initial_lr")) for group in self.optimizer.param_groups]
+        try:
+            for name, thing in self.objects.items():
+                thing.load_state_dict(state[name])
+            self.best, self.best_epoch, self.since_best = (
+                state["selection"][key] for key in ("best", "best_epoch", "since_best")
+            )
+            if self.record is not None:
+                self.record.resume(state["run_id"])
+            self._go_to(trainer, state)
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{path} does not continue this run ({reason}): start without --resume") from error
+        self._take_rate([initial if initial is not None else rate for rate, initial in given])
+        if trainer.state.epoch >= (trainer.state.max_epochs or 0):
+            raise ValueError(f"{path} has finished its {trainer.state.epoch} epochs: give a larger --max_epochs")
+        within = f" and {state['position']['step']} steps" if state["position"]["step"] else ""
+        logger.info(f"resumed from {path} after epoch {trainer.state.epoch}{within}")
+
+    def _newest(self) -> tuple[dict[str, Any], Path]:
+        """The newest state that can be read, and its file."""
+        if not any((self.ckpt_dir / name).is_file() for name in (LAST, BEFORE_LAST)):
+            raise ValueError(
+                f"{self.ckpt_dir / LAST} does not exist: start without --resume, or name the run's --ckpt_dir"
+            )
+        reasons = []
+        for path in (self.ckpt_dir / LAST, self.ckpt_dir / BEFORE_LAST):
+            try:
+                state = read_checkpoint(path)
+                state["position"]["epoch"], state["settings"], state["selection"], state["model"], state["run_id"]
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                reasons.append(str(error) if isinstance(error, OSError | ValueError) else f"{path} is no run's state")
+                continue
+            if reasons:
+                logger.warning(f"{reasons[0]}; the one before it is taken: {path}")
+            return state, path
+        raise ValueError(f"{reasons[0]}; no older state can be read either: start without --resume")
+
+    def _go_to(self, trainer: Workflow, state: dict[str, Any]) -> None:
+        """Sets the trainer to the place where the run stopped, for the batch size of now."""
+        position = state["position"]
+        loader: Any = trainer.data_loader
+        length, seen = len(loader), position["seen"]
+        left = 0
+        if seen:
+            if not isinstance(loader.sampler, EpochSampler):
+                raise ValueError("only EpochSampler goes on within an epoch")
+            left = _batches(len(loader.sampler) - seen, loader)
+        trainer.state.epoch_length = length
+        trainer.state.epoch = position["epoch"]
+        trainer.state.iteration = position["epoch"] * length + (length - left if seen else 0)
+        before = position["epoch"] * position["steps"] + position["step"]
+        if length != position["steps"]:
+            logger.info(f"{length} steps an epoch now, {position['steps']} before: the batch size is this command's")
+            # a schedule by steps goes on from as many steps as the epochs would have had
+            if self.lr_scheduler.last_epoch == before != position["epoch"]:
+                self.lr_scheduler.last_epoch = trainer.state.iteration
+        if seen:
+            trainer.add_event_handler(Events.EPOCH_STARTED(once=1), self._go_on_within, seen, state["metrics"])
+
+    def _go_on_within(self, trainer: Any, seen: int, metrics: dict[str, Any]) -> None:
+        trainer.data_loader.sampler.set_epoch(trainer.state.epoch, skip=seen)
+        for name, metric in self.metrics.items():
+            metric.load_state_dict(metrics[name])
+
+    def _take_rate(self, given: list[float]) -> None:
+        """Takes this command's learning rate where it differs from the one that the run began with."""
+        for index, (group, rate) in enumerate(zip(self.optimizer.param_groups, given, strict=True)):
+            before = group.get("initial_lr", group["lr"])
+            if rate != before:
+                logger.info(f"learning rate {rate:g} from here on, as given now; the run began with {before:g}")
+                group["lr"] *= rate / before
+                group["initial_lr"] = rate
+                if index < len(self.lr_scheduler.base_lrs):
+                    self.lr_scheduler.base_lrs[index] = rate
+
+
+def load_trained(
+    network: nn.Module, path: str | Path, wanted: bool = True, out_channels: int | None = None
+) -> nn.Module:
+    """`network` with the weights at `path`, every tensor of it; with `wanted=False` as it is.
+
+    Args:
+        out_channels: how many channels the classes need. It is compared with what the network says of itself.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it does not fit, or the network's output does not fit the classes.
+
+    Example:
+        >>> load_trained(nn.Linear(2, 1), "no/model.pt")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: no weight file no/model.pt: train first, or name an existing checkpoint as --ckpt_path
+    """
+    check_channels(network, getattr(network, "out_channels", None), out_channels)
+    if wanted:
+        _load(network, path, "train first, or name an existing checkpoint as --ckpt_path")
+    return network
+
+
+def start_from(
+    network: nn.Module, pretrained: str | Path | None, new_head: bool | str = False, min_matched: float = 1.0
+) -> nn.Module:
+    """`network` with the weights that a training starts from; None leaves them random.
+
+    Args:
+        pretrained: a checkpoint that `load_weights` understands.
+        new_head: it is of other classes. The last layer, or the layer of that name, is left out, and the log names the
+            tensors that stay random.
+        min_matched: least share of the network's tensors that the file must fill.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it does not fit.
+
+    Example:
+        >>> network = start_from(nn.Linear(2, 1), None)
+    """
+    if pretrained is None:
+        logger.info("no weights to start from: they are random")
+        return network
+    remedy = "name an existing file as --pretrained"
+    _load(network, pretrained, remedy, start=True, new_head=new_head, min_matched=float(min_matched))
+    return network
+
+
+def _load(network: nn.Module, path: str | Path, remedy: str, **options: Any) -> None:
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no weight file {path}: {remedy}")
+    logger.info(str(load_weights(network, path, **options)))
+
+
+class _Lock:
+    """Holds a folder until it is released or the process ends, however it does. It leaves no file.
+
+    Raises:
+        ValueError: when another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.descriptor: int | None = None
+        try:
+            import fcntl
+        except ImportError:  # Windows has no such locks
+            return
+        self.descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            raise ValueError(f"{folder} is in use by another run: wait for it, or give another --ckpt_dir") from error
+
+    def release(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+    __del__ = release
+
+
+def _batches(items: int, loader: Any) -> int:
+    return items // loader.batch_size if loader.drop_last else math.ceil(items / loader.batch_size)
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device

@@ -1,0 +1,273 @@
+"""Where a run's results come from: `run.json` beside `model.pt`, and what evaluation and use ask of it."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from networks.selective_scan import default_backend
+from networks.training.processes import is_rank_zero
+from networks.weights import read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+FILE = "run.json"
+FORMAT = 1
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "monai-cmunext-vmunet")
+PARTS = ("train", "validation", "test")
+
+
+class RunRecord:
+    """Writes `run.json` when a run starts, and completes it however the run ends.
+
+    It holds what a repetition needs: the command, its overrides, the resolved configuration, the seed, the commit, the
+    versions, the device, and every file of the data with its SHA-256; and what became of the run.
+
+    Args:
+        ckpt_dir: folder of the run.
+        network: for its name and scan backend.
+        device: where it runs.
+        split: the data, with `train`, `validation` and `test` as lists of {"image", "label"} items and the `rule` by
+            which the model is selected.
+        settings: what must be the same when the run is resumed or its model is used, by name.
+        replacing: `transforms.replacing`, the context manager that writes a file whole or not at all.
+        configuration: what `bundles.configuration()` says of the command.
+
+    Example:
+        >>> import contextlib
+        >>> record = RunRecord("models", nn.Linear(1, 1), "cpu", None, {"seed": 42}, contextlib.nullcontext)
+        >>> len(record.id), record.settings["seed"]
+        (32, 42)
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str | Path,
+        network: nn.Module,
+        device: torch.device | str,
+        split: Any,
+        settings: Mapping[str, Any],
+        replacing: Callable[[Path], AbstractContextManager[Path]],
+        configuration: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = Path(ckpt_dir) / FILE
+        self.id = uuid.uuid4().hex
+        self.replacing = replacing
+        self.data = {part: _hashed(getattr(split, part)) for part in PARTS} if split is not None else {}
+        self.settings = plain(settings) | {"data": _fingerprint(self.data)}
+        scans = [module for module in network.modules() if hasattr(module, "scan_backend")]
+        self.content: dict[str, Any] = {
+            "format": FORMAT,
+            "id": self.id,
+            "how_it_ended": "running, or killed",
+            "started": _now(),
+            "command": shlex.join(sys.argv),
+            **plain(configuration or {}),
+            "settings": self.settings,
+            "selection": getattr(split, "rule", "unknown"),
+            "network": type(network).__name__,
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "scan_backend": scans[0].scan_backend or default_backend(torch.device(device)) if scans else None,
+            "git": _git(),
+            "versions": {"python": platform.python_version(), **_versions()},
+            "machine": platform.platform(),
+            "data": self.data,
+        }
+
+    def resume(self, run_id: str) -> None:
+        """Goes on with the record of an earlier command."""
+        before = read_run(self.path)
+        self.id = run_id or self.id
+        if before.get("id") == self.id:
+            commands = [*before.get("earlier_commands", []), {key: before[key] for key in ("command", "started")}]
+            self.content["earlier_commands"] = commands
+        self.content["id"] = self.id
+
+    def write(self, how_it_ended: str = "running, or killed", **more: Any) -> None:
+        """Writes the file; `more` are facts to add, such as the best score."""
+        self.content |= {"how_it_ended": how_it_ended, **plain(more)}
+        if is_rank_zero():
+            with self.replacing(self.path) as temporary:
+                temporary.write_text(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def end(self, how: str, **more: Any) -> None:
+        """Completes the file."""
+        self.write(how, ended=_now(), **more)
+
+
+class Origin:
+    """The run that a file of weights comes from, where it says so.
+
+    Args:
+        ckpt_path: `model.pt` or `last.pt` of a run, with its `run.json` beside it; any other file is of unknown origin.
+
+    Example:
+        >>> Origin("nowhere/model.pt").selection
+        'unknown: the weights name no run'
+    """
+
+    def __init__(self, ckpt_path: str | Path) -> None:
+        self.path = Path(ckpt_path)
+        run_id = _run_id(self.path)
+        record = read_run(self.path.with_name(FILE)) if run_id else {}
+        self.record = record if record.get("id") == run_id else {}
+
+    @property
+    def selection(self) -> str:
+        """How the model was selected, as the run says."""
+        return str(self.record["selection"]) if self.record else "unknown: the weights name no run"
+
+    def check(self, settings: Mapping[str, Any], items: Iterable[Mapping[str, Any]] = (), force: bool = False) -> None:
+        """Compares what is asked for now with the run.
+
+        Args:
+            settings: of this command; only names that the run knows are compared.
+            items: what is to be evaluated; files that the run trained on are found by their content.
+            force: go on with a warning.
+
+        Raises:
+            ValueError: naming the difference.
+        """
+        if not self.record:
+            logger.warning(f"{self.path} is of unknown origin: no {FILE} of its run lies beside it, nothing is checked")
+            return
+        known = self.record["settings"]
+        differing = [name for name, value in plain(settings).items() if name in known and known[name] != value]
+        if differing:
+            name = differing[0]
+            self._object(
+                f"{self.path} was trained with {name} {known[name]}, and it is {plain(settings)[name]} now", force
+            )
+        trained_on = {item["image"][1] for item in self.record["data"].get("train", [])}
+        for item in _hashed(items):
+            if item["image"][1] in trained_on:
+                self._object(
+                    f"the run of {self.path} was trained on {item['image'][0]}, which is to be evaluated", force
+                )
+                break
+        logger.info(f"{self.path} is of run {self.record['id'][:8]}, selected by {self.selection}")
+
+    def _object(self, line: str, force: bool) -> None:
+        if not force:
+            raise ValueError(f"{line}: give what the run had, or --force true")
+        logger.warning(f"{line}; --force true")
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """What `run.json` says; {} where there is none, or none that can be read.
+
+    Example:
+        >>> read_run("nowhere/run.json")
+        {}
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and content.get("format") == FORMAT else {}
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON and files of plain tensors can hold it.
+
+    Example:
+        >>> plain({"size": (2, 3), "path": Path("a")})
+        {'size': [2, 3], 'path': 'a'}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value if isinstance(value, bool | int | float | None) else str(value)
+
+
+def _run_id(path: Path) -> str | None:
+    try:
+        content = read_checkpoint(path)
+    except (OSError, ValueError):
+        return None
+    if isinstance(content, dict) and isinstance(content.get("run_id"), str):
+        return content["run_id"]
+    return getattr(content, "_metadata", {}).get("__run__", {}).get("id")
+
+
+def _hashed(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Items with [file, SHA-256] for each file; several files of one entry count as one, by their joined hashes."""
+    items = [{key: item[key] for key in ("image", "label") if key in item} for item in items]
+    files = sorted({str(file) for item in items for entry in item.values() for file in _listed(entry)})
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        hashes = dict(zip(files, pool.map(_sha256, files), strict=True))
+
+    def entry_of(entry: Any) -> list[Any]:
+        if isinstance(entry, str | os.PathLike):
+            return [str(entry), hashes[str(entry)]]
+        joined = hashlib.sha256("".join(hashes[str(file)] for file in entry).encode()).hexdigest()
+        return [[str(file) for file in entry], joined]
+
+    return [{key: entry_of(entry) for key, entry in item.items()} for item in items]
+
+
+def _listed(entry: Any) -> list[Any]:
+    return [entry] if isinstance(entry, str | os.PathLike) else list(entry)
+
+
+def _sha256(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        # reading it will say what is wrong
+        return "unreadable"
+
+
+def _fingerprint(data: Mapping[str, list[dict[str, Any]]]) -> str:
+    """One hash of all files in their parts, wherever they lie."""
+    content = {part: [[item[key][1] for key in sorted(item)] for item in items] for part, items in data.items()}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of this code, and whether it was as committed; None outside of a checkout."""
+    folder = Path(__file__).parents[2]
+    try:
+        commit, changed = (
+            subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "clean": not changed}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
