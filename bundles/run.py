@@ -9,8 +9,11 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import linecache
+import logging
+import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -20,8 +23,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
 
 from bundles.settings import RULES, TRACKING, checked, refuse_unknown, with_values
-from transforms import InputError
+from transforms import InputError, check_output
 
+# The folders that a run writes to.
+WRITTEN = {"training": ("ckpt_dir", "log_dir"), "evaluating": ("output_dir",), "inferring": ("output_dir",)}
 # The command as prepare_run found it.
 _command: dict[str, Any] = {}
 PACKAGES = ("bundles", "networks", "transforms", "evaluation", "prepare")
@@ -68,18 +73,31 @@ def prepare_run() -> None:
     workflow = running_workflow()
     if workflow is None:
         return
+    if int(os.environ.get("RANK", 0)):
+        # rank 0 speaks for all; errors are everybody's
+        logging.getLogger().setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
     parser = workflow.parser
     config: dict[str, Any] = with_values(parser.config)
     sys.excepthook = _ErrorLine(debug=config.get("debug") is True)
     files, overrides = _given()
-    _command.update(config_files=list(ensure_tuple(files or ())), overrides=overrides)
+    paths = [str(Path(file).resolve()) for file in ensure_tuple(files or ())]
+    _command.update(config_files=paths, overrides=overrides, working_directory=os.getcwd())
     if files:
         plain = ConfigParser.load_config_files(files)
         refuse_unknown({name: value for name, value in overrides.items() if name not in TRACKING}, plain)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "start_process_group" not in str(config.get("initialize")):
+        raise InputError(
+            "torchrun started several processes, and each would train or predict everything into the same files",
+            remedy="add multi_gpu.yaml to the files of --config_file",
+        )
     if _tracks_by_mlflow(parser) and not importlib.util.find_spec("mlflow"):
         raise InputError("--tracking mlflow needs MLflow: pip install mlflow-skinny sqlalchemy alembic")
     config |= {name: checked(name, config[name]) for name in RULES if name in config}
     parser.config = config  # type: ignore[assignment]
+    parser.parse(reset=True)
+    for name in WRITTEN.get(workflow.run_id, ()):
+        check_output(parser.get_parsed_content(name))
     parser.parse(reset=True)
 
 
@@ -174,7 +192,8 @@ class _ErrorLine:
             self.previous(kind, error, trace)
         if line is not None:
             sys.stdout.flush()
-            print(line, file=sys.stderr)
+            process = f"process {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+            print(f"{process}{line}", file=sys.stderr)
 
 
 def refuse_stray_words() -> None:

@@ -99,7 +99,7 @@ RULES: Mapping[str, tuple[str, Rule]] = {
     "amp_dtype": ("float32, bfloat16 or auto", _one_of("float32", "bfloat16", "auto")),
     **dict.fromkeys(("channels_last", "compile"), ("true, false or auto", _one_of(True, False, "auto"))),
     **dict.fromkeys(
-        ("force", "load_pretrain", "probabilities", "assume_hu", "allow_unpaired", "debug"),
+        ("force", "deterministic", "sync_batch_norm", "load_pretrain", "probabilities", "assume_hu", "allow_unpaired", "debug"),
         ("true or false", _one_of(True, False)),
     ),
     "resume": ("true, false or auto", _one_of(True, False, "auto")),

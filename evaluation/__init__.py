@@ -1,6 +1,6 @@
 """Metrics, protocols, volume assembly and reports for segmentation: what the bundles evaluate with."""
 
-from evaluation.handlers import ImageMetric, ImageReport, VolumeDice, VolumeReport
+from evaluation.handlers import ImageMetric, ImageReport, MeanLoss, VolumeDice, VolumeReport
 from evaluation.inferers import FileDataset, FileEvaluator, SliceToVolume
 from evaluation.metrics import dice, hd95
 from evaluation.overlay import save_overview
@@ -10,6 +10,7 @@ __all__ = [
     "FileEvaluator",
     "ImageMetric",
     "ImageReport",
+    "MeanLoss",
     "SliceToVolume",
     "VolumeDice",
     "VolumeReport",

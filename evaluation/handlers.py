@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -244,10 +245,40 @@ class ImageMetric(IgniteMetricHandler):
 
         def score(prediction: Tensor, label: Tensor) -> list[float]:
             predicted, true = class_maps(*image_maps(prediction, label, len(classes), logits), len(classes))
-            indices = range(1, len(classes) + 1)
-            return [per_image(confusion(predicted == index, true == index))[metric] for index in indices]
+            masks = [(predicted == index, true == index) for index in range(1, len(classes) + 1)]
+            # one class: 1 where both are empty, as published; of several, one that is nowhere is left out
+            return [
+                per_image(confusion(*pair))[metric] if len(masks) == 1 or pair[0].any() or pair[1].any() else math.nan
+                for pair in masks
+            ]
 
         super().__init__(_MeanOfClasses(score), output_transform=output_transform)
+
+
+class MeanLoss(IgniteMetricHandler):
+    """Key metric: the mean over the cases of a loss of logits and label; not a number where one case's is none.
+
+    MONAI's `LossMetric` leaves such cases out, so that a network that has diverged scores a perfect 0.
+
+    Args:
+        loss: takes batches of logits and labels.
+        output_transform: gives (predictions, labels), each a batch or a list of channel-first tensors.
+
+    Example:
+        >>> evaluator = Engine(lambda engine, batch: batch)
+        >>> MeanLoss(torch.nn.BCEWithLogitsLoss()).attach(evaluator, "val_loss")
+        >>> image = {"pred": torch.full((1, 2, 2), torch.nan), "label": torch.ones(1, 2, 2)}
+        >>> evaluator.run([[image]]).metrics["val_loss"]
+        nan
+    """
+
+    def __init__(
+        self, loss: Callable[[Tensor, Tensor], Tensor], output_transform: Callable = PREDICTION_AND_LABEL
+    ) -> None:
+        def score(prediction: Tensor, label: Tensor) -> list[float]:
+            return [float(loss(prediction[None], label[None]))]
+
+        super().__init__(_MeanOfCases(score), output_transform=output_transform)
 
 
 class _MeanOfClasses(CumulativeIterationMetric):
@@ -264,15 +295,15 @@ class _MeanOfClasses(CumulativeIterationMetric):
         return torch.tensor([self.score(p, t) for p, t in zip(y_pred, y, strict=True)], dtype=torch.float64)
 
     def aggregate(self) -> Tensor:
-        """The mean over the cases for each class, then over the classes.
+        """The mean over the cases for each class, then over the classes that occur; NaN when none does."""
+        return self.get_buffer().nanmean(dim=0).nanmean()
 
-        Raises:
-            ValueError: when no label and no prediction has any of the classes.
-        """
-        mean = self.get_buffer().nanmean(dim=0).nanmean()
-        if mean.isnan():
-            raise ValueError("no class occurs in any label or prediction: there is nothing to average")
-        return mean
+
+class _MeanOfCases(_MeanOfClasses):
+    """The mean of one value for each case, NaN where one is."""
+
+    def aggregate(self) -> Tensor:
+        return self.get_buffer().mean()
 
 
 def image_maps(prediction: Tensor, label: Tensor, classes: int, logits: bool) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.data import Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
@@ -173,9 +174,15 @@ class FileEvaluator(SupervisedEvaluator):
         """
         self.failures.clear()
         super().run(global_epoch)
+        files = self.state.iteration
+        if idist.get_world_size() > 1:
+            gathered: Any = idist.all_gather((self.failures, files))
+            # rank 0 speaks for all
+            self.failures = [line for lines, _ in gathered for line in lines] if idist.get_rank() == 0 else []
+            files = sum(count for _, count in gathered)
         if self.failures:
             shown = "; ".join(self.failures[:SHOWN]) + "; …" * (len(self.failures) > SHOWN)
-            raise InputError(f"{len(self.failures)} of {self.state.iteration} files failed: {shown}")
+            raise InputError(f"{len(self.failures)} of {files} files failed: {shown}")
 
     def _iteration(self, engine: Any, batchdata: Any) -> Any:
         if "failure" in batchdata:

@@ -1,15 +1,16 @@
-"""`python -m prepare synapse|busi|isic|demo …`."""
+"""`python -m prepare synapse|busi|isic|demo|check …`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from prepare.busi import prepare_busi
+from prepare.check import check
 from prepare.demo import MARK, prepare_demo
 from prepare.isic import FOLDERS, SPLITS, prepare_isic
-from prepare.output import PrepareError
 from prepare.synapse import prepare_synapse
 from transforms import InputError
 
@@ -66,7 +67,27 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--size", type=int, default=128, help="rows and columns of a CT slice (%(default)s)")
     demo.add_argument("--images", type=int, default=40, help="ultrasound, and dermoscopy images (%(default)s)")
     demo.set_defaults(run=prepare_demo)
+
+    about = "Check prepared data: files, sizes, labels, duplicates, leaks between training and test."
+    checked = commands.add_parser("check", help=about[0].lower() + about[1:-1], description=about)
+    checked.add_argument("folder", type=Path, metavar="DIR", help="prepared data, or a folder with images and masks")
+    checked.add_argument("--full", action="store_true", help="open every file, not a sample; find near-duplicates")
+    checked.add_argument("--fold", type=int, default=1, help="number of the split's lists (%(default)s)")
+    checked.add_argument("--classes", nargs="+", metavar="NAME", help="of classes 1 … (lesion, or the eight organs)")
+    checked.add_argument(
+        "--label-map", nargs="+", type=_mapped, metavar="STORED:CLASS", help="numbers in mask files, such as 0:0 255:1"
+    )
+    checked.set_defaults(run=_check)
     return parser
+
+
+def _mapped(text: str) -> tuple[int, int]:
+    stored, number = text.split(":")
+    return int(stored), int(number)
+
+
+def _check(label_map: list[tuple[int, int]] | None, **options: Any) -> None:
+    check(label_map=dict(label_map) if label_map else None, **options)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,8 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = options.pop("command")
     try:
         run(**options)
-    except (InputError, PrepareError, OSError) as error:
-        print(f"prepare {command}: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        print(f"prepare {command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"prepare {command}: interrupted, nothing was written; run it again", file=sys.stderr)

@@ -16,9 +16,10 @@ from PIL import Image
 
 from prepare.busi import prepare_busi
 from prepare.isic import FOLDERS, prepare_isic
-from prepare.output import PrepareError, Report, staged, write_facts
+from prepare.output import Report, staged, write_facts
 from prepare.phantoms import ct_phantom, dermoscopy_phantom, ultrasound_phantom
 from prepare.synapse import TEST_CASES, TRAIN_CASES, prepare_synapse
+from transforms import InputError
 
 MARK = "synthetic phantom, not patient data"
 FIELD_OF_VIEW_MM, SCAN_LENGTH_MM = 360, 144
@@ -91,19 +92,19 @@ def prepare_demo(
         overwrite: replace an `out` that was prepared before.
 
     Raises:
-        PrepareError: when a number is out of range, or `out` is taken.
+        InputError: when a number is out of range, or `out` is taken.
 
     Example:
         >>> prepare_demo(Path("out"), images=3)
         Traceback (most recent call last):
-        prepare.output.PrepareError: expected at least 8 images, or 0 of them and some cases
+        transforms.files.InputError: expected at least 8 images, or 0 of them and some cases
     """
     report = Report(MARK)
     if cases and (not 2 <= cases <= len(TRAIN_CASES) or slices < 8 or size < 32):
-        raise PrepareError(f"expected 2 … {len(TRAIN_CASES)} cases of at least 8 slices and a size of 32 or more")
+        raise InputError(f"expected 2 … {len(TRAIN_CASES)} cases of at least 8 slices and a size of 32 or more")
     if (images and images < 8) or not (cases or images):
-        raise PrepareError("expected at least 8 images, or 0 of them and some cases")
-    with staged(out, overwrite) as folder:
+        raise InputError("expected at least 8 images, or 0 of them and some cases")
+    with staged(out, overwrite, bytes_needed=5 * cases * slices * size**2 + 300_000 * images) as folder:
         raw = folder / "raw"
         if cases:
             test = TEST_CASES[: max(1, cases // 4)]

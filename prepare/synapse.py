@@ -14,6 +14,7 @@ Values: Hounsfield units are clipped to [−125, 275] and mapped to [0, 1]; noth
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from transforms import (
     on_grid,
     read_volume,
     reoriented,
+    replacing,
     sha256,
 )
 
@@ -102,9 +104,11 @@ def write_volume(path: Path, volume: Case, source: str) -> None:
     Attributes: spacing_mm (3,) in the order (D, H, W); affine (4, 4) from array index to RAS mm; window_hu (2,);
     organs, the names of the classes 1 …; source, the name of the raw file.
     """
+    # In memory first: the HDF5 library crashes the process when the disk is full.
+    memory = io.BytesIO()
     # One slice per chunk. Windowed CT has few distinct values and packs well.
     packing = {"chunks": (1, *volume.image.shape[1:]), "compression": "gzip", "compression_opts": 1, "shuffle": True}
-    with h5py.File(path, "w") as file:
+    with h5py.File(memory, "w") as file:
         file.create_dataset("image", data=volume.image, **packing)
         file.create_dataset("label", data=volume.label, **packing)
         file.attrs["spacing_mm"] = volume.spacing_mm
@@ -112,6 +116,8 @@ def write_volume(path: Path, volume: Case, source: str) -> None:
         file.attrs["window_hu"] = WINDOW_HU
         file.attrs["organs"] = list(SYNAPSE_CLASSES)
         file.attrs["source"] = source
+    with replacing(path) as temporary:
+        temporary.write_bytes(memory.getbuffer())
 
 
 def _write_slices(folder: Path, case: str, volume: Case) -> list[str]:
@@ -206,7 +212,8 @@ def prepare_synapse(
 
     slices: list[str] = []
     facts_of_cases, rows = {}, []
-    with staged(out, overwrite) as folder:
+    raw_bytes = sum(path.stat().st_size for pair in pairs.values() for path in pair)
+    with staged(out, overwrite, bytes_needed=raw_bytes) as folder:
         lists = folder / "lists" / "lists_Synapse"
         for sub in (folder / "train_npz", folder / "test_vol_h5", lists):
             sub.mkdir(parents=True)

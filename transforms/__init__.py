@@ -1,6 +1,7 @@
 """From files to network input and back; every array transform has a dictionary version `…d`."""
 
 from transforms.augment import RandRotateDegrees, RandRotateDegreesd, RandRotFlip, RandRotFlipd, rot_flip, rotate
+from transforms.checks import DataReport, check_data, check_split
 from transforms.datasets import (
     BTCV_IDS,
     SYNAPSE_CLASSES,
@@ -17,6 +18,7 @@ from transforms.files import (
     InputError,
     by_name,
     case_name,
+    check_output,
     has_suffix,
     list_files,
     pair_by_name,
@@ -51,6 +53,7 @@ __all__ = [
     "SYNAPSE_CLASSES",
     "VOLUME_SUFFIXES",
     "WINDOW_HU",
+    "DataReport",
     "DataSplit",
     "DatasetError",
     "InputError",
@@ -74,7 +77,10 @@ __all__ = [
     "WindowHUd",
     "by_name",
     "case_name",
+    "check_data",
     "check_hounsfield",
+    "check_output",
+    "check_split",
     "find_files",
     "has_suffix",
     "image_split",

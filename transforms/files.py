@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -197,6 +200,58 @@ def replacing(path: PathLike) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def check_output(folder: PathLike, bytes_needed: int = 0) -> None:
+    """Refuses a folder that could not be written to, before the work that would be lost. It makes nothing.
+
+    A file is written, and removed, in the folder, or in the nearest one above that exists: permissions say little on
+    network drives, read-only file systems and to root.
+
+    Args:
+        folder: the folder to write to; it need not exist.
+        bytes_needed: about how much will be written.
+
+    Raises:
+        InputError: when the folder cannot be made or written to, or less is free than needed.
+
+    Example:
+        >>> check_output(f"{__file__}/results")
+        Traceback (most recent call last):
+        transforms.files.InputError: ...files.py: is a file, not a folder to write to; choose another folder
+    """
+    folder = Path(folder).absolute()
+    another = "choose another folder"
+    try:
+        there = next(place for place in (folder, *folder.parents) if _in_use(place))
+        if not there.exists():
+            raise InputError(f"is a link to {os.readlink(there)}, which does not exist", path=there, remedy=another)
+        if not there.is_dir():
+            raise InputError("is a file, not a folder to write to", path=there, remedy=another)
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"\0")
+            file.flush()
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        raise InputError(f"cannot be written to ({error.strerror})", path=folder, remedy=another) from error
+    if free < bytes_needed:
+        fact = f"{free / 1e6:,.0f} MB are free, about {bytes_needed / 1e6:,.0f} MB needed"
+        raise InputError(fact, path=folder, remedy=f"free some, or {another}")
+
+
+def _in_use(path: Path) -> bool:
+    """True if there is anything of that name, a dangling link too.
+
+    Raises:
+        OSError: when nothing of that name can be.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error)) from error
+    return True
 
 
 def sha256(path: PathLike) -> str:

@@ -2,7 +2,7 @@
 
 from networks.training.checkpoints import Checkpoints, load_trained, start_from
 from networks.training.log import EpochLog, Progress, ResultsLog, RunLog
-from networks.training.processes import is_rank_zero, process_device, start_process_group
+from networks.training.processes import Share, is_rank_zero, process_device, start_process_group
 from networks.training.provenance import Origin, RunRecord
 from networks.training.speed import Autocast, computes_bfloat16, keep_freed_memory, prepare_network
 from networks.training.steps import EpochSampler, FiniteAverage, Repeatable, SeededDataset, StepGuard, poly_schedule
@@ -20,6 +20,7 @@ __all__ = [
     "RunLog",
     "RunRecord",
     "SeededDataset",
+    "Share",
     "StepGuard",
     "computes_bfloat16",
     "is_rank_zero",

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -106,6 +107,7 @@ class Checkpoints:
         self.best_epoch = 0
         self.since_best = 0
         self.saved_at = time.monotonic()
+        self.metric = ""
         self.stopped_by: str | None = None
         self.lock: _Lock | None = None
         self.steps = 0
@@ -139,6 +141,7 @@ class Checkpoints:
         elif is_rank_zero():
             self._set_aside()
         scored = evaluator if len(evaluator.data_loader) else trainer  # type: ignore[arg-type]
+        self.metric = str(scored.state.key_metric_name)
         # an evaluator has one epoch a run
         scored.add_event_handler(Events.EPOCH_COMPLETED, self._score, trainer)
         trainer.add_event_handler(Events.STARTED, self._listen)
@@ -180,7 +183,9 @@ class Checkpoints:
     def _end(self, how: str, trainer: Engine) -> None:
         """Completes the run's record and gives the folder back."""
         if self.record is not None:
-            best = {"score": self.best, "epoch": self.best_epoch} if self.best is not None else None
+            best = (
+                {"metric": self.metric, "score": self.best, "epoch": self.best_epoch} if self.best is not None else None
+            )
             self.record.end(how, epochs=trainer.state.epoch, iterations=trainer.state.iteration, best=best)
         self._release()
 
@@ -462,6 +467,7 @@ class _Lock:
         except OSError as error:
             self.release()
             raise ValueError(f"{folder} is in use by another run: wait for it, or give another --ckpt_dir") from error
+        _held.add(self)
 
     def release(self) -> None:
         if self.descriptor is not None:
@@ -469,6 +475,19 @@ class _Lock:
             self.descriptor = None
 
     __del__ = release
+
+
+# Forked loader workers would inherit the lock, and they outlive a killed run by seconds.
+_held: weakref.WeakSet[_Lock] = weakref.WeakSet()
+
+
+def _release_all() -> None:
+    for lock in list(_held):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_all)
 
 
 def _batches(items: int, loader: Any) -> int:

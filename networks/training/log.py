@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import math
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
@@ -21,6 +25,8 @@ from networks.training.processes import is_rank_zero
 logger = logging.getLogger(__name__)
 
 TIMED_STEPS = 5
+HISTORY, CURVES = "history.csv", "curves.png"
+SECONDS_BETWEEN_DRAWINGS = 30
 
 
 class RunLog:
@@ -68,44 +74,132 @@ class RunLog:
 
 
 class EpochLog:
-    """Logs one line an epoch: the training's metrics, and the validation's where there was one, with the best so far.
+    """Logs one line an epoch, and keeps `history.csv` and `curves.png` beside the checkpoints.
 
-    List it after the `ValidationHandler`, whose result it waits for.
+    The line gives the training's metrics, the validation's where there was one, the best so far, the images a second
+    and the time left. A metric that is not a number is n/a. The files hold all epochs of the run, earlier commands'
+    too. List it after the `ValidationHandler`, whose result it waits for.
 
     Args:
         validator: the evaluator that validates.
+        folder: of the two files.
+        replacing: `transforms.replacing`, the context manager that writes a file whole or not at all.
 
     Example:
-        >>> EpochLog(Engine(lambda engine, batch: None)).attach(Engine(lambda engine, batch: None))
+        >>> from contextlib import nullcontext
+        >>> log = EpochLog(Engine(lambda engine, batch: None), "models", nullcontext)
+        >>> log.attach(Engine(lambda engine, batch: None))
     """
 
-    def __init__(self, validator: Workflow) -> None:
+    def __init__(
+        self, validator: Workflow, folder: str | Path, replacing: Callable[[Path], AbstractContextManager[Path]]
+    ) -> None:
         self.validator = validator
+        self.folder = Path(folder)
+        self.replacing = replacing
+        self.rows: list[dict[str, float]] = []
         self.started = 0.0
+        self.first_iteration = 0
+        self.drawn_at = -math.inf
         self.validations = 0
 
     def attach(self, engine: Engine) -> None:
         if is_rank_zero():
             self.validator.add_event_handler(Events.COMPLETED, self.validated)
+            engine.add_event_handler(Events.STARTED, self.read)
             engine.add_event_handler(Events.EPOCH_STARTED, self.start)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.log)
+            engine.add_event_handler(Events.COMPLETED, self.draw)
+
+    def read(self, engine: Engine) -> None:
+        """Takes over the epochs of the run before it was stopped."""
+        file = self.folder / HISTORY
+        if engine.state.epoch and file.is_file():
+            with file.open(newline="", encoding="utf-8") as lines:
+                rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines)]
+            self.rows = [row | {"epoch": int(row["epoch"])} for row in rows if row["epoch"] <= engine.state.epoch]
 
     def validated(self) -> None:
         self.validations += 1
 
-    def start(self) -> None:
+    def start(self, engine: Engine) -> None:
         self.started = time.perf_counter()
+        self.first_iteration = engine.state.iteration
         self.validations = 0
 
     def log(self, engine: Engine) -> None:
-        parts = _metrics(engine)
-        if self.validations:
-            parts += _metrics(self.validator)
-            best, epoch = (getattr(self.validator.state, name) for name in ("best_metric", "best_metric_epoch"))
-            if epoch > 0 and math.isfinite(best):
-                parts.append(f"best {best:.4f} in epoch {epoch}")
         seconds = time.perf_counter() - self.started
-        logger.info(f"epoch {engine.state.epoch}/{engine.state.max_epochs}: {', '.join(parts)} ({seconds:.1f} s)")
+        steps = engine.state.iteration - self.first_iteration
+        validation = self.validator.state.metrics if self.validations else {}
+        values = {name: float(value) for name, value in {**engine.state.metrics, **validation}.items()}
+        epoch, epochs = engine.state.epoch, engine.state.max_epochs or 0
+        self.rows.append({"epoch": epoch, **values, **_rates(engine), "seconds": seconds, "memory_gb": _peak_gb()})
+        self.write()
+        if self.validations and time.monotonic() - self.drawn_at > SECONDS_BETWEEN_DRAWINGS:
+            self.draw()
+        parts = [f"{name} {value:.4f}" if math.isfinite(value) else f"{name} n/a" for name, value in values.items()]
+        if self.validations and (best := self.best()):
+            parts.append(best)
+        left = sum(row["seconds"] for row in self.rows[-5:]) / len(self.rows[-5:]) * (epochs - epoch)
+        rest = f", {_clock(left)} left" if left >= 60 else ""
+        speed = f", {steps * _batch_size(engine) / seconds:.3g} images/s" if _batch_size(engine) else ""
+        logger.info(f"epoch {epoch}/{epochs}: {', '.join(parts)} ({seconds:.1f} s{speed}{rest})")
+
+    def best(self) -> str:
+        """The best finite score of the validations, and its epoch."""
+        name = self.validator.state.key_metric_name
+        best: tuple[float, int] | None = None
+        for row in self.rows:
+            score = row.get(name, math.nan)
+            if math.isfinite(score) and (best is None or self.validator.metric_cmp_fn(score, best[0])):
+                best = score, int(row["epoch"])
+        return f"best {best[0]:.4f} in epoch {best[1]}" if best else ""
+
+    def write(self) -> None:
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        with self.replacing(self.folder / HISTORY) as path, path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def draw(self) -> None:
+        """Draws each kind of metric over the epochs."""
+        from matplotlib.figure import Figure
+
+        self.drawn_at = time.monotonic()
+        hidden = {"epoch", "seconds", "memory_gb"}
+        names = [name for name in dict.fromkeys(name for row in self.rows for name in row) if name not in hidden]
+        figure = Figure(figsize=(7, 1 + 1.8 * len(names)), layout="constrained")
+        for axes, name in zip(figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], names, strict=True):
+            points = [(row["epoch"], row[name]) for row in self.rows if name in row]
+            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
+            axes.set_ylabel(name)
+            axes.grid(alpha=0.3)
+        axes.set_xlabel("epoch")
+        with self.replacing(self.folder / CURVES) as path:
+            figure.savefig(path, dpi=100)
+
+
+def _rates(engine: Engine) -> dict[str, float]:
+    optimizer = getattr(engine, "optimizer", None)
+    return {"learning_rate": optimizer.param_groups[0]["lr"]} if optimizer is not None else {}
+
+
+def _batch_size(engine: Engine) -> int:
+    return getattr(getattr(engine, "data_loader", None), "batch_size", 0) or 0
+
+
+def _peak_gb() -> float:
+    """The most memory that this process has held: of the GPU where it uses one, else of the machine."""
+    if torch.cuda.is_available() and (peak := torch.cuda.max_memory_allocated()):
+        return round(peak / 1e9, 3)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    # kilobytes on Linux, bytes on macOS
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9, 3)
 
 
 class Progress(ProgressBar):
@@ -134,21 +228,16 @@ class ResultsLog:
         self.output_dir = Path(output_dir)
 
     def attach(self, engine: Engine) -> None:
-        if is_rank_zero():
-            engine.add_event_handler(Events.COMPLETED, self.log)
+        engine.add_event_handler(Events.COMPLETED, self.log)
 
     def log(self, engine: Engine) -> None:
-        files = (engine.state.iteration or 0) - len(getattr(engine, "failures", ()))
+        files: Any = idist.all_reduce((engine.state.iteration or 0) - len(getattr(engine, "failures", ())))
         logger.info(f"masks of {files} file{'s' * (files != 1)} written to {self.output_dir.resolve()}")
 
 
 def _shown_loss(output: Any) -> dict[str, Any]:
     first = output[0] if isinstance(output, list) and output else output
     return {"loss": first["loss"]} if isinstance(first, dict) and "loss" in first else {}
-
-
-def _metrics(engine: Engine) -> list[str]:
-    return [f"{name} {float(value):.4f}" for name, value in engine.state.metrics.items()]
 
 
 def _clock(seconds: float) -> str:

@@ -1,12 +1,16 @@
-"""Several processes that train one network."""
+"""Several processes that train one network, or share out what is to be evaluated or predicted."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sized
+from typing import Any
 
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import Sampler
 
 
 def start_process_group() -> None:
@@ -44,3 +48,94 @@ def is_rank_zero() -> bool:
         True
     """
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+class Share(Sampler[int]):
+    """The items of a data set in order; of several processes each gets its own, and none is left out or repeated.
+
+    Raises:
+        ValueError: in use, when there are more processes than items.
+
+    Example:
+        >>> list(Share("abc"))  # one process
+        [0, 1, 2]
+    """
+
+    def __init__(self, dataset: Sized) -> None:
+        self.dataset = dataset
+
+    def _mine(self) -> range:
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if len(self.dataset) < world:
+            raise ValueError(f"there are {len(self.dataset)} to share out: start as many processes, not {world}")
+        return range(rank, len(self.dataset), world)
+
+    def __len__(self) -> int:
+        return len(self._mine())
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._mine())
+
+
+class _SumOfProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes together, on any device.
+
+    PyTorch's `SyncBatchNorm` does the same on GPUs alone. All processes must have batches of one size.
+
+    Example:
+        >>> SharedBatchNorm(4)(torch.zeros(2, 4, 3, 3)).shape  # one process: a plain batch norm
+        torch.Size([2, 4, 3, 3])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_initialized()):
+            return super().forward(x)
+        count = x.numel() // x.shape[1] * dist.get_world_size()
+        mean = _SumOfProcesses.apply(x.sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = _SumOfProcesses.apply(centred.square().sum((0, 2, 3))) / count
+        self._follow(mean.detach(), variance.detach() * count / max(count - 1, 1))
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        factor = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, factor)
+        self.running_var.lerp_(variance, factor)
+
+
+def share_batch_norms(network: nn.Module) -> nn.Module:
+    """`network` with batch norms over all processes; parameters and buffers stay the same objects.
+
+    Example:
+        >>> network = share_batch_norms(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)))
+        >>> type(network[1]).__name__
+        'SharedBatchNorm'
+    """
+    if torch.cuda.is_available():
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SharedBatchNorm
+    return network

@@ -18,6 +18,8 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from networks.training.processes import share_batch_norms
+
 logger = logging.getLogger(__name__)
 
 
@@ -29,6 +31,7 @@ def prepare_network(
     compile: bool | str = False,
     frozen: bool = False,
     out_channels: int | None = None,
+    sync_batch_norm: bool = False,
 ) -> nn.Module:
     """`network` on `device`, made fast, and with gradients averaged where there is a process group.
 
@@ -41,6 +44,7 @@ def prepare_network(
         frozen: a copy that will not be trained, as `network.frozen(bfloat16)` makes it, or a plain copy for networks
             that have no such method. Compiling takes its weights for constants.
         out_channels: how many channels the classes need; a network that answers with others is refused.
+        sync_batch_norm: of several processes, batch norms take the batches of all together.
 
     Raises:
         ValueError: for a word that is none of those, or when the output does not fit the classes.
@@ -66,13 +70,16 @@ def prepare_network(
     if frozen:
         freeze = getattr(network, "frozen", None)
         network = freeze(bfloat16) if freeze else copy.deepcopy(network).eval()
+    if sync_batch_norm and dist.is_initialized():
+        network = share_batch_norms(network)
     network = network.to(device)
     if nhwc:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
         network.compile()
     prepared: nn.Module = Autocast(network, bfloat16, nhwc, frozen and compiled, out_channels)
-    if dist.is_initialized():
+    # what is not trained needs no gradients from the others, and each process may have other images
+    if dist.is_initialized() and not frozen:
         _describe_depthwise_as_channels_last(network)
         prepared = DistributedDataParallel(prepared, device_ids=[device] if device.type == "cuda" else None)
     return prepared

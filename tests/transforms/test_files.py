@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -15,6 +16,7 @@ from transforms import (
     InputError,
     by_name,
     case_name,
+    check_output,
     has_suffix,
     list_files,
     pair_by_name,
@@ -148,3 +150,47 @@ def test_an_input_error_is_one_line_and_survives_other_processes(name: str, reme
     assert str(error).isprintable()
     assert str(error).endswith(f": cannot be read{'; rename it' * bool(remedy)}")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_folder_to_write_to_may_exist_or_not_and_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    for folder in (tmp_path, tmp_path / "new" / "deep", tmp_path / "link" / "new", str(tmp_path)):
+        check_output(folder, bytes_needed=1000)
+    assert os.listdir(tmp_path) == ["link"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file", "file: is a file, not a folder to write to; choose another folder"),
+        ("file/results/deep", "file: is a file, not a folder to write to; choose another folder"),
+        ("dangling", "dangling: is a link to nowhere, which does not exist; choose another folder"),
+        ("dangling/results", "dangling: is a link to nowhere, which does not exist; choose another folder"),
+        ("loop", "loop: is a link to loop, which does not exist; choose another folder"),
+        ("a" * 300, r"a+: cannot be written to \(File name too long\); choose another folder"),
+        ("a\0b", r"a\\x00b: cannot be written to \(embedded null byte\); choose another folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match=f"^{tmp_path}/{message}$"):
+        check_output(tmp_path / name)
+
+
+def test_a_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    with pytest.raises(InputError, match=r"new: cannot be written to \(Permission denied\); choose another folder$"):
+        check_output(tmp_path / "new")
+
+
+def test_too_little_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Mock(free=2_340_000))
+    check_output(tmp_path, 2_340_000)
+    message = r": 2 MB are free, about 70,000 MB needed; free some, or choose another folder$"
+    with pytest.raises(InputError, match=message):
+        check_output(tmp_path, 70_000_000_000)

@@ -1,0 +1,126 @@
+"""`python -m bundles runs|reproduce …`: what trainings have left, and whether one can be repeated."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from networks.training.provenance import FILE, read_run
+from networks.weights import read_checkpoint
+from transforms import InputError
+
+COLUMNS = ("run", "network", "best", "epoch", "epochs", "started", "ended", "selected by")
+
+
+def runs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The runs in a folder and below, each with what its `run.json` says, the oldest first.
+
+    Example:
+        >>> list(runs(Path("nowhere")))
+        []
+    """
+    found = ((file.parent, read_run(file)) for file in folder.rglob(FILE))
+    yield from sorted(((place, run) for place, run in found if run), key=lambda one: str(one[1]["started"]))
+
+
+def list_runs(folder: Path) -> None:
+    """Prints a table of the runs.
+
+    Raises:
+        InputError: when there is none.
+    """
+    rows = [COLUMNS, *(_row(folder, place, run) for place, run in runs(folder))]
+    if len(rows) == 1:
+        raise InputError(
+            f"no {FILE} in it or below", path=folder, remedy="name a folder that holds checkpoints of runs"
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def reproduce(run_folder: Path, out: Path) -> bool:
+    """Repeats a training from its `run.json` into another folder, and prints what is equal and what is not.
+
+    Returns:
+        whether all weights of `model.pt` are equal, to the bit.
+
+    Raises:
+        InputError: when the folder holds no completed run, or the repetition fails.
+    """
+    before = read_run(run_folder / FILE)
+    if not before:
+        raise InputError(f"no {FILE} in it", path=run_folder, remedy="name the folder of a run's model.pt")
+    if before["how_it_ended"] != "completed" or not before.get("config_files"):
+        raise InputError(
+            f"the run {before['how_it_ended']}", path=run_folder, remedy="only a completed one is repeated"
+        )
+    places = {"ckpt_dir": out, "log_dir": out / "runs", "resume": False}
+    overrides = {**before["overrides"], **{key: str(value) for key, value in places.items()}}
+    words = [word for key, value in overrides.items() for word in (f"--{key}", _word(value))]
+    files = before["config_files"]
+    listed = f"[{','.join(map(repr, files))}]" if len(files) > 1 else files[0]
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", listed, *words]
+    if subprocess.run(command, cwd=before.get("working_directory")).returncode:
+        raise InputError("the repetition failed, see above", path=run_folder)
+    after = read_run(out / FILE)
+    for name in ("git", "versions", "device", "threads", "machine"):
+        if before[name] != after[name]:
+            print(f"{name}: {before[name]} then, {after[name]} now")
+    if before["settings"]["data"] != after["settings"]["data"]:
+        print("the data are not the same files")
+    first, second = (read_checkpoint(folder / "model.pt") for folder in (run_folder, out))
+    apart = [name for name in first if name not in second or not torch.equal(first[name], second[name])]
+    for title, run in (("then", before), ("now", after)):
+        print(f"{title}: best {run['best']['metric']} {run['best']['score']:.6f} in epoch {run['best']['epoch']}")
+    print("the weights are equal to the bit" if not apart else f"{len(apart)} of {len(first)} tensors differ")
+    return not apart
+
+
+def _row(folder: Path, place: Path, run: dict[str, Any]) -> tuple[str, ...]:
+    best = run.get("best") or {}
+    return (
+        str(place.relative_to(folder)) if place != folder else str(place.name or place),
+        str(run["network"]),
+        f"{best.get('metric', '')} {best['score']:.4f}" if best else "-",
+        str(best.get("epoch", "-")),
+        str(run.get("epochs", "-")),
+        str(run["started"])[:16].replace("T", " "),
+        str(run["how_it_ended"]).partition(":")[0],
+        str(run["selection"]),
+    )
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit code: 0, or 1 after one line on stderr that says what to put right."""
+    parser = argparse.ArgumentParser(prog="python -m bundles", description=__doc__.partition("\n")[0].split(": ")[1])
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("runs", help="the trainings in a folder and below, with their scores")
+    listing.add_argument("folder", type=Path, metavar="DIR")
+    repeating = commands.add_parser("reproduce", help="train again from a run's run.json, and compare the weights")
+    repeating.add_argument("folder", type=Path, metavar="RUN", help="the folder that holds its run.json")
+    repeating.add_argument("--out", type=Path, metavar="DIR", help="folder of the repetition (RUN/reproduced)")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "runs":
+            list_runs(options.folder)
+            return 0
+        return 0 if reproduce(options.folder.resolve(), (options.out or options.folder / "reproduced").resolve()) else 1
+    except (InputError, OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
