@@ -86,11 +86,16 @@ def _device(value: Any) -> str:
     return f"$torch.device({str(device)!r})"
 
 
+SWITCHES = (
+    *("allow_unpaired", "assume_hu", "debug", "deterministic", "force", "load_pretrain", "probabilities"),
+    "sync_batch_norm",
+)
 # What each setting may be, in words, and the function that takes it or raises an exception.
 RULES: Mapping[str, tuple[str, Rule]] = {
     "image_size": ("a whole number of pixels above 0, or rows and columns: [192, 256]", _image_size),
     **dict.fromkeys(("batch_size", "max_epochs", "val_interval"), ("a whole number above 0", _whole(1))),
     **dict.fromkeys(("num_workers", "early_stop", "seed"), ("a whole number, 0 or above", _whole(0, 2**32 - 1))),
+    "in_channels": ("1, 3 or 4", _one_of(1, 3, 4)),
     "fold": ("the number of a split: 1, 2, …", _whole(1)),
     "learning_rate": ("a number above 0 and up to 10", _between(0, 10)),
     "val_fraction": ("a share above 0 and below 1", _between(0, 1 - 1e-9)),
@@ -99,7 +104,16 @@ RULES: Mapping[str, tuple[str, Rule]] = {
     "amp_dtype": ("float32, bfloat16 or auto", _one_of("float32", "bfloat16", "auto")),
     **dict.fromkeys(("channels_last", "compile"), ("true, false or auto", _one_of(True, False, "auto"))),
     **dict.fromkeys(
-        ("force", "deterministic", "sync_batch_norm", "load_pretrain", "probabilities", "assume_hu", "allow_unpaired", "debug"),
+        (
+            "force",
+            "deterministic",
+            "sync_batch_norm",
+            "load_pretrain",
+            "probabilities",
+            "assume_hu",
+            "allow_unpaired",
+            "debug",
+        ),
         ("true or false", _one_of(True, False)),
     ),
     "resume": ("true, false or auto", _one_of(True, False, "auto")),

@@ -30,12 +30,11 @@ from transforms import (
     SYNAPSE_CLASSES,
     VOLUME_SUFFIXES,
     InputError,
-    MaskReader,
     has_suffix,
     list_files,
     on_grid,
     pair_by_name,
-    read_picture,
+    read_mask,
     read_volume,
     reoriented,
 )
@@ -82,13 +81,12 @@ def is_volume(path: Path) -> bool:
 
 
 def read_image(path: Path, classes: int) -> np.ndarray:
-    """The class indices (H, W) of a picture: as stored, or for one class what is brighter than half the range.
+    """The class indices (H, W) of a mask: for several classes the stored numbers 0 … C, for one see `read_mask`.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when the file is not readable or holds colours for several classes; it names the file.
+        InputError: when the file is damaged, or holds values that do not say which class they are.
     """
-    return read_picture(path, "ids") if classes > 1 else MaskReader().get_data(path)[0]
+    return read_mask(path, classes=classes)
 
 
 def evaluate(

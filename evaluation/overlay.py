@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from evaluation.metrics import class_boxes
-from transforms import replacing
+from transforms import printable, replacing
 
 # Bright on grey and told apart by most kinds of colour vision; more classes than colours start again.
 COLOURS = ("#ff5a4f", "#37d67a", "#ffd23f", "#3fa7ff", "#c77dff", "#ff9f1c", "#2ee6d6", "#ff70c0", "#b8e04a", "#9aa8ff",
@@ -25,7 +25,7 @@ BACKGROUND, TEXT = "#14161a", "#e8eaed"
 
 
 class Panel(NamedTuple):
-    """One image, (H, W), (1, H, W) or (3, H, W), with its maps of class indices, (H, W).
+    """One image, (H, W), (1, H, W), (3, H, W) or (4, H, W), with its maps of class indices, (H, W).
 
     `aspect` is pixel height over pixel width.
     """
@@ -138,7 +138,8 @@ def save_panels(path: str | Path, panels: Sequence[Panel], classes: Sequence[str
         place = left / total_width, bottom / total_height, width / total_width, height / total_height
         _draw(figure.add_axes(place), panel)
         left += width + gap
-    figure.text(0.5, 1 - 0.2 / total_height, title, color=TEXT, fontsize=12, ha="center", va="center")
+    style: dict[str, Any] = {"color": TEXT, "fontsize": 12, "ha": "center", "va": "center", "parse_math": False}
+    figure.text(0.5, 1 - 0.2 / total_height, printable(title), **style)
     dashes = any(panel.label is not None for panel in panels)
     _legend(figure, {index: classes[index - 1] for index in shown}, dashes)
     with replacing(Path(path)) as temporary:
@@ -147,9 +148,12 @@ def save_panels(path: str | Path, panels: Sequence[Panel], classes: Sequence[str
 
 def _draw(axes: Axes, panel: Panel) -> None:
     picture = _to_unit_range(panel.image)
-    picture = np.moveaxis(picture, 0, -1) if picture.shape[:-2] == (3,) else picture.reshape(picture.shape[-2:])
+    # of four channels the fourth is no colour
+    colours = np.moveaxis(picture[:3], 0, -1) if picture.shape[:-2] in ((3,), (4,)) else None
+    picture = picture.reshape(picture.shape[-2:]) if colours is None else colours
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect=panel.aspect, interpolation="bilinear")
-    axes.set_title(panel.caption, color=TEXT, fontsize=9, pad=4)
+    # names of files: a $ in them begins no formula
+    axes.set_title(printable(panel.caption), color=TEXT, fontsize=9, pad=4, parse_math=False)
     axes.axis("off")
     fill = np.zeros((*panel.prediction.shape, 4))
     for index in _classes(panel.prediction):
@@ -176,8 +180,10 @@ def _legend(figure: Figure, names: dict[int, str], with_truth: bool) -> None:
     handles.append(Line2D([], [], color=TEXT, linewidth=1.2, label="predicted (filled)"))
     if with_truth:
         handles.append(Line2D([], [], color="white", linewidth=1.0, linestyle=(0, (3, 2)), label="true"))
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor=TEXT, fontsize=9,
-                  borderpad=0.2, handlelength=1.6, columnspacing=1.4)  # fmt: skip
+    legend = figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor=TEXT,
+                           fontsize=9, borderpad=0.2, handlelength=1.6, columnspacing=1.4)  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def as_array(values: ArrayLike | Tensor) -> NDArray[Any]:

@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     busi.add_argument("--include-normal", action="store_true", help="take images without a lesion too")
     busi.add_argument("--deduplicate", action="store_true", help="keep equal images on one side of each split")
+    busi.add_argument("--allow-unpaired", action="store_true", help="leave out images without mask, and masks without")
     busi.add_argument("--workers", type=int, help="threads (one for each core)")
     busi.set_defaults(run=prepare_busi)
 
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     isic.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="7:3 pools and draws anew (%(default)s)")
     isic.add_argument("--seed", type=int, default=42, help="of the 7:3 split (%(default)s)")
     isic.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize on the way in (as downloaded)")
+    isic.add_argument("--allow-unpaired", action="store_true", help="leave out images without mask, and masks without")
     isic.add_argument("--workers", type=int, help="threads (one for each core)")
     isic.set_defaults(run=prepare_isic)
 

@@ -18,9 +18,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from prepare.output import PrepareError, Report, staged, write_facts
-from prepare.pictures import read_mask, read_rgb
-from transforms import PICTURE_SUFFIXES, case_name, list_files, stem
+from prepare.output import Report, staged, write_facts
+from transforms import (
+    PICTURE_SUFFIXES,
+    InputError,
+    PictureReader,
+    check_sizes,
+    find_folder,
+    list_files,
+    made_of,
+    merged_masks,
+    pair_masks,
+    passed_over,
+    printable,
+    read_list,
+    same_letters,
+    stem,
+)
 
 TRAIN_SHARE = 0.7
 
@@ -39,33 +53,43 @@ def _natural(name: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def find_samples(raw: Path, kinds: Sequence[str]) -> list[Sample]:
+def find_samples(
+    raw: Path, kinds: Sequence[str], allow_unpaired: bool = False, passed: Counter[str] | None = None
+) -> list[Sample]:
     """The images of the folders `kinds` with their masks (`NAME_mask.png`, `NAME_mask_1.png` …), in natural order.
 
+    Args:
+        raw: the folder of these folders, or one up to two levels above it.
+        kinds: names of the folders.
+        allow_unpaired: leave out images without a mask and masks without an image.
+        passed: counts what was left out.
+
     Raises:
-        PrepareError: when a folder is missing, an image has no mask, or a mask has no image.
+        InputError: when a folder is missing, an image has no mask, or a mask has no image.
     """
-    root = raw if (raw / kinds[0]).is_dir() else raw / "Dataset_BUSI_with_GT"
+    first = find_folder(raw, kinds[0])
+    if first is None:
+        fact = f"no folder {kinds[0]}/ in it"
+        raise InputError(fact, path=raw, remedy="--raw wants the unpacked Dataset_BUSI_with_GT")
     samples = []
     for kind in kinds:
-        folder = root / kind
+        folder = first.parent / kind
         if not folder.is_dir():
-            raise PrepareError(f"{raw}: no folder {kind}/ in it; --raw wants the unpacked Dataset_BUSI_with_GT")
-        images: dict[str, Path] = {}
-        masks = defaultdict(list)
-        for path in list_files(folder, PICTURE_SUFFIXES):
-            if (name := case_name(path)) == stem(path):
-                images[name] = path
-            else:
-                masks[name].append(path)
-        if orphans := sorted(masks.keys() - images.keys()):
-            raise PrepareError(f"{folder}: masks without an image, such as {orphans[0]}; unpack the download again")
-        if kind != "normal" and (bare := sorted(images.keys() - masks.keys())):
-            raise PrepareError(f"{folder}: images without a mask, such as {bare[0]}; unpack the download again")
-        for name in sorted(images, key=_natural):
-            samples.append(Sample(name, kind, images[name], tuple(masks[name])))
+            fact = f"no folder {kind}/ in it"
+            raise InputError(fact, path=first.parent, remedy="--raw wants the unpacked Dataset_BUSI_with_GT")
+        files = list_files(folder, PICTURE_SUFFIXES, passed=passed)
+        images = [path for path in files if made_of(path) == stem(path)]
+        masks = [path for path in files if made_of(path) != stem(path)]
+        marked = {same_letters(made_of(path)) for path in masks}
+        bare = [path for path in images if kind == "normal" and same_letters(stem(path)) not in marked]
+        pairs = pair_masks([path for path in images if path not in bare], masks, allow_unpaired, passed)
+        for image, those in sorted([*pairs, *((path, ()) for path in bare)], key=lambda pair: _natural(stem(pair[0]))):
+            name = stem(image)
+            if name != name.strip() or not name.isprintable():
+                raise InputError("a list of names cannot hold this name", path=image, remedy="rename image and mask")
+            samples.append(Sample(name, kind, image, those))
     if not samples:
-        raise PrepareError(f"{raw}: no pictures in {', '.join(kinds)}")
+        raise InputError(f"no pictures in {', '.join(kinds)}", path=raw)
     return samples
 
 
@@ -102,29 +126,25 @@ def _given_splits(folder: Path, names: set[str]) -> dict[int, dict[str, list[str
         parts = {}
         for part, path in (("train", train_file), ("val", folder / f"busi_val{number}.txt")):
             if not path.is_file():
-                raise PrepareError(f"{path}: missing, though {train_file.name} is there")
-            parts[part] = path.read_text(encoding="utf-8").split("\n")
-            parts[part] = [line.strip() for line in parts[part] if line.strip()]
+                raise InputError(f"missing, though {train_file.name} is there", path=path)
+            parts[part] = read_list(path)
             if unknown := sorted(set(parts[part]) - names):
-                raise PrepareError(f"{path}: {len(unknown)} names that are not in the data, such as {unknown[0]}")
+                raise InputError(f"{len(unknown)} names that are not in the data, such as {unknown[0]}", path=path)
         splits[int(number or 1)] = parts
     if not splits:
-        raise PrepareError(f"{folder}: no busi_train1.txt and busi_val1.txt in it")
+        raise InputError("no busi_train1.txt and busi_val1.txt in it", path=folder)
     return splits
 
 
 def _write_sample(sample: Sample, folder: Path) -> tuple[str, bool]:
     """Writes image and mask. Returns a hash of the image's pixels, and whether the mask marks anything."""
-    image = read_rgb(sample.image)
-    height, width, _ = image.shape
-    mask = np.zeros((height, width), bool)
-    for path in sample.masks:
-        one = read_mask(path)
-        if one.shape != mask.shape:
-            raise PrepareError(f"{path}: {one.shape[1]}×{one.shape[0]} pixels, the image {width}×{height}")
-        mask |= one
+    image, facts = PictureReader().get_data([sample.image])
+    mask = np.zeros(image.shape[:2], bool)
+    if sample.masks:
+        mask = merged_masks(sample.masks) > 0
+        check_sizes(sample.image, image.shape[:2], facts["exif_orientation"], sample.masks[0], mask.shape)
     if sample.kind == "normal" and mask.any():
-        raise PrepareError(f"{sample.masks[0]}: marks a lesion in an image of normal tissue")
+        raise InputError("marks a lesion in an image of normal tissue", path=sample.masks[0])
     Image.fromarray(image).save(folder / "images" / f"{sample.name}.png")
     Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / "0" / f"{sample.name}.png")
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest(), bool(mask.any())
@@ -139,6 +159,7 @@ def prepare_busi(
     split_files: Path | None = None,
     include_normal: bool = False,
     deduplicate: bool = False,
+    allow_unpaired: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
     report: Report | None = None,
@@ -153,28 +174,30 @@ def prepare_busi(
         split_files: folder with busi_train1.txt, busi_val1.txt …, used as they are instead.
         include_normal: take the images without a lesion too, with empty masks.
         deduplicate: keep images with the same pixels on one side of every split.
+        allow_unpaired: leave out images without a mask and masks without an image, and say how many.
         overwrite: replace an `out` that was prepared before.
         workers: threads; None for one per core.
         report: prints what was done.
 
     Raises:
-        PrepareError: when input or output folder are not as they must be; then nothing is written.
+        InputError: when input or output folder are not as they must be; then nothing is written.
 
     Example:
         >>> prepare_busi(Path("nowhere"), Path("out"))
         Traceback (most recent call last):
-        prepare.output.PrepareError: nowhere: no folder benign/ in it; --raw wants the unpacked Dataset_BUSI_with_GT
+        transforms.files.InputError: nowhere: no folder benign/ in it; --raw wants the unpacked Dataset_BUSI_with_GT
     """
     report = report or Report()
     if splits < 1:
-        raise PrepareError(f"--splits {splits}: at least one split is needed")
+        raise InputError(f"--splits {splits}: at least one split is needed")
     if split_files and deduplicate:
-        raise PrepareError("given split files are used as they are: leave out --deduplicate or --split-files")
+        raise InputError("given split files are used as they are: leave out --deduplicate or --split-files")
     kinds = ("benign", "malignant", "normal") if include_normal else ("benign", "malignant")
-    samples = find_samples(raw, kinds)
+    passed: Counter[str] = Counter()
+    samples = find_samples(raw, kinds, allow_unpaired, passed)
     kind_of = {sample.name: sample.kind for sample in samples}
     if len(kind_of) < len(samples):
-        raise PrepareError(f"{raw}: two classes hold an image of the same name")
+        raise InputError("two classes hold an image of the same name", path=raw)
     parts = _given_splits(split_files, set(kind_of)) if split_files else {}
 
     with staged(out, overwrite) as folder:
@@ -210,8 +233,10 @@ def prepare_busi(
             report,
         )
 
-    for name in empty:
-        report(f"WARNING: the mask of {name} is empty")
+    if words := passed_over(passed):
+        report(f"{printable(str(raw))}: {words}")
+    if empty:
+        report(f"WARNING: {len(empty)} masks are empty: {', '.join(empty)}")
     rows = []
     for number, split in parts.items():
         sides = {part: set(names) for part, names in split.items()}

@@ -9,6 +9,7 @@ dataset.json                       counts, split, size
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,21 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from prepare.output import PrepareError, Report, staged, write_facts
-from prepare.pictures import read_mask, read_rgb
-from transforms import PICTURE_SUFFIXES, list_files, pair_by_name, stem
+from prepare.output import Report, staged, write_facts
+from transforms import (
+    PICTURE_SUFFIXES,
+    InputError,
+    PictureReader,
+    check_sizes,
+    find_folder,
+    list_files,
+    merged_masks,
+    pair_masks,
+    passed_over,
+    printable,
+    stem,
+    without_by_products,
+)
 
 # Image and mask folder of each part, as the archive's downloads unpack.
 FOLDERS: Mapping[int, Mapping[str, tuple[str, str]]] = {
@@ -39,30 +52,44 @@ SPLITS = ("official", "7:3")
 # Published counts of the 7:3 split: images of training and validation together → images to train on.
 PUBLISHED_TRAINING = {2150: 1500, 2694: 1886}
 
-Pair = tuple[Path, Path]
+# An image, and its mask or masks.
+Pair = tuple[Path, tuple[Path, ...]]
 
 
-def find_pairs(raw: Path, year: int) -> dict[str, dict[str, Pair]]:
-    """Image and mask of each id, for each part that was downloaded.
+def find_pairs(
+    raw: Path, year: int, allow_unpaired: bool = False, passed: Counter[str] | None = None
+) -> dict[str, dict[str, Pair]]:
+    """Image and masks of each id, for each part that was downloaded.
+
+    Args:
+        raw: holds the unpacked downloads, each perhaps in a folder of its own.
+        year: 2017 or 2018.
+        allow_unpaired: leave out images without a mask and masks without an image.
+        passed: counts what was left out.
 
     Raises:
-        PrepareError: when nothing is there, an image has no mask, or a mask has no image.
+        InputError: when nothing is there, an image has no mask, or a mask has no image.
     """
     parts = {}
-    for part, (image_folder, mask_folder) in FOLDERS[year].items():
-        if not (raw / image_folder).is_dir():
+    for part, names in FOLDERS[year].items():
+        images_in, masks_in = (find_folder(raw, name) for name in names)
+        if images_in is None:
             continue
-        if not (raw / mask_folder).is_dir():
-            raise PrepareError(f"{raw / mask_folder}: missing, though {image_folder} is there; download the masks too")
-        images, masks = (list_files(raw / folder, PICTURE_SUFFIXES) for folder in (image_folder, mask_folder))
-        images = [path for path in images if not stem(path).endswith("_superpixels")]
+        if masks_in is None:
+            fact = f"missing, though {names[0]} is there"
+            raise InputError(fact, path=raw / names[1], remedy="download the masks too")
+        images, masks = (list_files(folder, PICTURE_SUFFIXES, passed=passed) for folder in (images_in, masks_in))
+        images = without_by_products(images, passed)
         try:
-            pairs = pair_by_name(images, masks, ("image", "mask"))
-        except ValueError as error:
-            raise PrepareError(f"{part}: {error}") from error
-        parts[part] = {stem(image): (image, mask) for image, mask in pairs}
-    if not any(parts.values()):
-        raise PrepareError(f"{raw}: no pictures in {', '.join(images for images, _ in FOLDERS[year].values())}")
+            pairs = pair_masks(images, masks, allow_unpaired, passed)
+        except InputError as error:
+            raise InputError(f"{part}: {error}") from error
+        if not pairs:
+            remedy = "unpack the download into this folder"
+            raise InputError("no pictures with masks in it", path=images_in, remedy=remedy)
+        parts[part] = {stem(image): (image, those) for image, those in pairs}
+    if not parts:
+        raise InputError(f"no pictures in {', '.join(images for images, _ in FOLDERS[year].values())}", path=raw)
     return parts
 
 
@@ -70,21 +97,22 @@ def split_parts(parts: dict[str, dict[str, Pair]], split: str, seed: int) -> dic
     """The official parts, or training and validation pooled and drawn anew 7:3; test images stay apart either way.
 
     Raises:
-        PrepareError: when a part is missing.
+        InputError: when a part is missing.
 
     Example:
-        >>> pair = Path("image.jpg"), Path("mask.png")
+        >>> pair = Path("image.jpg"), (Path("mask.png"),)
         >>> drawn = split_parts({"train": {str(n): pair for n in range(10)}}, "7:3", seed=42)
         >>> len(drawn["train"]), len(drawn["val"])
         (7, 3)
     """
     if split == "official":
         if missing := [part for part in ("train", "val") if part not in parts]:
-            raise PrepareError(f"the official split lacks {' and '.join(missing)}: download it, or pass --split 7:3")
+            fact = f"the official split lacks {' and '.join(missing)}"
+            raise InputError(fact, remedy="download it, or pass --split 7:3")
         return parts
     pool = {**parts.get("train", {}), **parts.get("val", {})}
     if len(pool) < 2:
-        raise PrepareError(f"--split 7:3 draws from the training and validation images, {len(pool)} found")
+        raise InputError(f"--split 7:3 draws from the training and validation images, {len(pool)} found")
     count = PUBLISHED_TRAINING.get(len(pool), round(0.7 * len(pool)))
     names = sorted(pool)
     drawn = {names[index] for index in np.random.default_rng(seed).permutation(len(names))[:count]}
@@ -102,22 +130,20 @@ def _resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized[0].permute(1, 2, 0).squeeze(-1).numpy()
 
 
-def _write_pair(item: tuple[str, Pair], folder: Path, size: tuple[int, int] | None) -> None:
-    name, (image_path, mask_path) = item
-    mask = read_mask(mask_path).astype(np.uint8) * 255
+def _write_pair(item: tuple[str, Pair], folder: Path, size: tuple[int, int] | None) -> bool:
+    """Writes image and mask. Returns whether the mask marks anything."""
+    name, (image_path, mask_paths) = item
+    # Read even where it is copied: a damaged file ends the preparation, not the training.
+    image, facts = PictureReader().get_data([image_path])
+    mask = merged_masks(mask_paths) * np.uint8(255)
+    check_sizes(image_path, image.shape[:2], facts["exif_orientation"], mask_paths[0], mask.shape)
     if size is None:
-        with Image.open(image_path) as file:
-            width, height = file.size
         shutil.copyfile(image_path, folder / "images" / f"{name}{image_path.suffix.lower()}")
     else:
-        image = read_rgb(image_path)
-        height, width = image.shape[:2]
         Image.fromarray(_resize(image, size)).save(folder / "images" / f"{name}.png")
-    if mask.shape != (height, width):
-        raise PrepareError(f"{mask_path}: {mask.shape[1]}×{mask.shape[0]} pixels, the image {width}×{height}")
-    if size is not None:
         mask = np.where(_resize(mask, size) > 127, 255, 0).astype(np.uint8)
     Image.fromarray(mask).save(folder / "masks" / f"{name}.png")
+    return bool(mask.any())
 
 
 def prepare_isic(
@@ -128,6 +154,7 @@ def prepare_isic(
     split: str = "official",
     seed: int = 42,
     size: tuple[int, int] | None = None,
+    allow_unpaired: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
     report: Report | None = None,
@@ -141,28 +168,32 @@ def prepare_isic(
         split: "official", or "7:3" as VM-UNet's authors have it, drawn with `seed`.
         seed: of the 7:3 split.
         size: (H, W) to resize images and masks to; None leaves them as downloaded.
+        allow_unpaired: leave out images without a mask and masks without an image, and say how many.
         workers: threads; None for one per core.
         overwrite: replace an `out` that was prepared before.
         report: prints what was done.
 
     Raises:
-        PrepareError: when input or output folder are not as they must be; then nothing is written.
+        InputError: when input or output folder are not as they must be; then nothing is written.
 
     Example:
         >>> prepare_isic(Path("nowhere"), Path("out"), year=2017)
         Traceback (most recent call last):
-        prepare.output.PrepareError: nowhere: no pictures in ISIC-2017_Training_Data, ISIC-2017_Validation_Data, ...
+        transforms.files.InputError: nowhere: no pictures in ISIC-2017_Training_Data, ISIC-2017_Validation_Data, ...
     """
     report = report or Report()
     if size is not None and min(size) < 1:
-        raise PrepareError(f"--size {size[0]} {size[1]}: expected two positive numbers")
-    parts = split_parts(find_pairs(raw, year), split, seed)
+        raise InputError(f"--size {size[0]} {size[1]}: expected two positive numbers")
+    passed: Counter[str] = Counter()
+    parts = split_parts(find_pairs(raw, year, allow_unpaired, passed), split, seed)
+    empty: list[str] = []
     with staged(out or Path(f"data/isic{year - 2000}"), overwrite) as folder:
         for part, pairs in parts.items():
             for kind in ("images", "masks"):
                 (folder / part / kind).mkdir(parents=True)
             write = partial(_write_pair, folder=folder / part, size=size)
-            report.map(write, list(pairs.items()), f"preparing {part}", workers)
+            marked = report.map(write, list(pairs.items()), f"preparing {part}", workers)
+            empty += [name for name, any_marked in zip(pairs, marked, strict=True) if not any_marked]
             (folder / f"{part}.txt").write_text("".join(f"{name}\n" for name in pairs))
         write_facts(
             folder,
@@ -174,4 +205,8 @@ def prepare_isic(
             },
             report,
         )
+    if words := passed_over(passed):
+        report(f"{printable(str(raw))}: {words}")
+    if empty:
+        report(f"WARNING: {len(empty)} masks are empty: {', '.join(empty)}")
     report.table(("part", "images"), [(part, str(len(pairs))) for part, pairs in parts.items()])

@@ -28,10 +28,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-# Until no module raises it any more.
-PrepareError = InputError
-
-
 class Report:
     """Prints lines and progress bars, all with the same mark in front.
 

@@ -5,11 +5,11 @@ from transforms.checks import DataReport, check_data, check_split
 from transforms.datasets import (
     BTCV_IDS,
     SYNAPSE_CLASSES,
-    DatasetError,
     DataSplit,
     LabelSet,
     find_files,
     image_split,
+    is_normal,
     synapse_split,
 )
 from transforms.files import (
@@ -19,15 +19,33 @@ from transforms.files import (
     by_name,
     case_name,
     check_output,
+    find_folder,
     has_suffix,
     list_files,
+    made_of,
     pair_by_name,
+    pair_masks,
+    passed_over,
+    printable,
+    read_list,
     replacing,
+    same_letters,
     sha256,
     stem,
+    without_by_products,
 )
 from transforms.intensity import WINDOW_HU, WindowHU, WindowHUd
-from transforms.readers import MaskReader, PictureReader, read_picture
+from transforms.pictures import (
+    MaskReader,
+    PictureReader,
+    SameSized,
+    SaveImageMask,
+    SaveImageMaskd,
+    check_sizes,
+    merged_masks,
+    read_mask,
+    read_picture,
+)
 from transforms.volumes import (
     ORIENTATION,
     SPL_AFFINE,
@@ -42,7 +60,6 @@ from transforms.volumes import (
     reoriented,
     whole_numbers,
 )
-from transforms.writers import SaveImageMask, SaveImageMaskd
 from transforms.zoom import SplineZoom, SplineZoomd, spline_zoom
 
 __all__ = [
@@ -55,7 +72,6 @@ __all__ = [
     "WINDOW_HU",
     "DataReport",
     "DataSplit",
-    "DatasetError",
     "InputError",
     "LabelSet",
     "MaskReader",
@@ -64,6 +80,7 @@ __all__ = [
     "RandRotFlipd",
     "RandRotateDegrees",
     "RandRotateDegreesd",
+    "SameSized",
     "SaveImageMask",
     "SaveImageMaskd",
     "SaveImageVolume",
@@ -80,22 +97,34 @@ __all__ = [
     "check_data",
     "check_hounsfield",
     "check_output",
+    "check_sizes",
     "check_split",
     "find_files",
+    "find_folder",
     "has_suffix",
     "image_split",
+    "is_normal",
     "list_files",
+    "made_of",
+    "merged_masks",
     "on_grid",
     "pair_by_name",
+    "pair_masks",
+    "passed_over",
+    "printable",
+    "read_list",
+    "read_mask",
     "read_picture",
     "read_volume",
     "reoriented",
     "replacing",
     "rot_flip",
     "rotate",
+    "same_letters",
     "sha256",
     "spline_zoom",
     "stem",
     "synapse_split",
     "whole_numbers",
+    "without_by_products",
 ]

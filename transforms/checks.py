@@ -19,9 +19,9 @@ from PIL import Image
 from scipy.fft import dctn
 from tqdm import tqdm
 
-from transforms.datasets import DataSplit, LabelSet
+from transforms.datasets import DataSplit, LabelSet, is_normal
 from transforms.files import PICTURE_SUFFIXES, InputError, has_suffix, stem
-from transforms.readers import MaskReader, read_picture
+from transforms.pictures import read_mask, read_picture
 from transforms.volumes import SliceReader, read_volume
 
 MODES = ("quick", "full", "false", "true")
@@ -313,7 +313,7 @@ def _image(path: Path) -> np.ndarray:
 
 def _label(path: Path, labels: LabelSet) -> np.ndarray:
     if has_suffix(path, PICTURE_SUFFIXES):
-        return MaskReader(labels.label_map).get_data(path)[0]
+        return read_mask(path, labels.label_map, len(labels.classes))
     return SliceReader("label").get_data((path,))[0] if has_suffix(path, [".npz"]) else read_volume(path, "label").array
 
 
@@ -399,7 +399,7 @@ def _lacking(contents: Sequence[Content], full: bool, has: Callable[[Content], b
 def _empty(contents: Sequence[Content], full: bool) -> Iterator[str]:
     names = _lacking(contents, full, lambda content: bool(content.classes - {0}))
     # BUSI's images of normal tissue are named so.
-    if names := [name for name in names if not name.lower().startswith("normal")]:
+    if names := [name for name in names if not is_normal(name)]:
         yield f"{_some(names)}: the mask marks nothing"
 
 

@@ -1,12 +1,16 @@
 """From a prepared folder to what a bundle trains, validates and tests on, and to its classes.
 
-Bundle configurations call these functions. What a user can get wrong therefore ends the program with one line that
-names the folder and the remedy, not with a traceback: `DatasetError` is a `SystemExit`.
+Bundle configurations call these functions. What a user can get wrong is an `InputError`: one line that names the folder
+and the remedy. What was passed over in a folder is counted and logged in one line.
 """
 
 from __future__ import annotations
 
+import filecmp
+import logging
 import random
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +18,20 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from transforms.files import PICTURE_SUFFIXES, by_name, list_files, pair_by_name, stem
+from transforms.files import (
+    PICTURE_SUFFIXES,
+    InputError,
+    PathLike,
+    by_name,
+    list_files,
+    pair_masks,
+    passed_over,
+    printable,
+    read_list,
+    same_letters,
+    stem,
+    without_by_products,
+)
 
 SYNAPSE_CLASSES = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
 # Ids in BTCV's raw label files, in the order of SYNAPSE_CLASSES; the other ids become background.
@@ -23,9 +40,7 @@ BTCV_IDS = (8, 4, 3, 2, 6, 11, 1, 7)
 SYNAPSE_LISTS = Path("lists/lists_Synapse")
 SELECTIONS = ("holdout", "paper")
 
-
-class DatasetError(SystemExit):
-    """The data that a bundle needs are missing or not as expected. The program prints one line and exits with 1."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,8 +84,8 @@ class LabelSet:
             files hold the numbers of several classes as they are.
 
     Raises:
-        ValueError: when there is no name or the same name twice, or when `label_map` maps something else than whole
-            numbers to 0 … C.
+        InputError: when there is no name or the same name twice, or when `label_map` maps something else than whole
+            numbers to 0 … C, lists no number for a class, or would give the background the number of a class.
 
     Example:
         >>> LabelSet(["lesion"]).out_channels
@@ -86,16 +101,12 @@ class LabelSet:
     def __post_init__(self) -> None:
         classes = ensure_tuple(self.classes)
         if not classes or len(set(classes)) < len(classes) or not all(isinstance(name, str) for name in classes):
-            raise ValueError(f"classes must be one or more different names, not {list(classes)}")
+            raise InputError(f"classes must be one or more different names, not {list(classes)}")
         label_map = self.label_map
         if label_map is None and len(classes) > 1:
             label_map = {index: index for index in range(len(classes) + 1)}
         if label_map is not None:
-            numbers = [*label_map, *label_map.values()] if isinstance(label_map, Mapping) else []
-            if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
-                raise ValueError(f"label_map must be {{stored number: class}} in whole numbers, not {label_map!r}")
-            if nameless := sorted(set(label_map.values()) - set(range(len(classes) + 1))):
-                raise ValueError(f"label_map gives class {nameless[0]}, but classes names 1 … {len(classes)}")
+            _check_label_map(label_map, classes)
         object.__setattr__(self, "classes", classes)
         object.__setattr__(self, "label_map", label_map)
 
@@ -120,6 +131,23 @@ class LabelSet:
         return "bilinear" if self.binary else "nearest"
 
 
+def _check_label_map(label_map: Any, classes: Sequence[str]) -> None:
+    numbers = [*label_map, *label_map.values()] if isinstance(label_map, Mapping) else []
+    if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        fact = f"label_map must be {{stored number: class}} in whole numbers, not {label_map!r}"
+        quoted = any(isinstance(number, str) and number.strip("+-").isdecimal() for number in numbers)
+        raise InputError(fact, remedy="write the numbers without quotes" if quoted else "")
+    if nameless := sorted(set(label_map.values()) - set(range(len(classes) + 1))):
+        raise InputError(f"label_map gives class {nameless[0]}, but classes names 1 … {len(classes)}")
+    if not 0 <= min(label_map) <= max(label_map) <= 65535:
+        raise InputError(f"label_map lists numbers from {min(label_map)} to {max(label_map)}, pictures hold 0 … 65535")
+    if missing := sorted(set(range(1, len(classes) + 1)) - set(label_map.values())):
+        raise InputError(f"label_map lists no number for class {missing[0]}, {classes[missing[0] - 1]}")
+    if label_map.get(0, 0) > 0 and 0 not in label_map.values():
+        fact = f"label_map makes 0 class {label_map[0]} and lists no number for the background, which is class 0"
+        raise InputError(fact, remedy="list one, used or not")
+
+
 def synapse_split(
     dataset_dir: str | Path,
     val_cases: int | Sequence[str] = 3,
@@ -141,17 +169,20 @@ def synapse_split(
         metric: chooses the model; named in the rule.
 
     Raises:
-        DatasetError: when files are missing or the cases cannot be held out.
+        InputError: when files are missing or the cases cannot be held out.
 
     Example:
         >>> synapse_split("nowhere")
         Traceback (most recent call last):
-        transforms.datasets.DatasetError: nowhere holds no prepared Synapse data ...
+        transforms.files.InputError: nowhere: holds no prepared Synapse data ...
     """
-    root = Path(dataset_dir)
+    root = Path(str(dataset_dir))
     _check_selection(selection)
     slices = _read_list(root, "train.txt")
     volumes = _read_list(root, "test_vol.txt")
+    if both := sorted({name.split("_")[0] for name in slices} & {stem(name) for name in volumes}):
+        raise InputError(f"{', '.join(both[:3])} are in train.txt and in test_vol.txt", path=root / SYNAPSE_LISTS,
+                         remedy="leave each case in one of them")  # fmt: skip
 
     cases: dict[str, list[str]] = {}
     for name in slices:
@@ -181,12 +212,14 @@ def image_split(
     selection: str = "holdout",
     seed: int = 42,
     metric: str = "IoU",
+    allow_unpaired: bool = False,
 ) -> DataSplit:
     """The parts of a folder of images and masks; each item is {"image": file, "label": mask file}.
 
     Three layouts are understood: `train|val/images|masks` (dermoscopy); `images` and `masks/0` with the lists
     `*_train1.txt`, `*_val1.txt` (breast ultrasound); and any folder with `images` and `masks`, which is split 7:3 with
-    `seed`. Images and masks are paired by name (`pair_by_name`), so that a mask's may end in `_mask` or the like.
+    `seed`. Images and masks are paired by name (`pair_masks`), so that a mask's may end in `_mask` or the like. Where
+    an image has several masks (`a_mask.png`, `a_mask_1.png`), "label" is the list of them.
 
     Args:
         dataset_dir: the folder.
@@ -195,9 +228,11 @@ def image_split(
         selection: "holdout" holds it out; "paper" holds nothing out and chooses on the test part, as published.
         seed: of all draws.
         metric: chooses the model; named in the rule.
+        allow_unpaired: leave out images without a mask and masks without an image.
 
     Raises:
-        DatasetError: when the folder has none of these layouts, or a file has no partner.
+        InputError: when the folder has none of these layouts, a file has no partner, a part is empty, or an image is in
+            two parts.
 
     Example:
         >>> import tempfile
@@ -209,119 +244,232 @@ def image_split(
         >>> len(split.train), len(split.test), split.rule
         (1, 1, 'IoU on the reported test images, as published')
     """
-    root = Path(dataset_dir)
+    root = Path(str(dataset_dir))
     _check_selection(selection)
+    passed: Counter[str] = Counter()
     if (root / "train/images").is_dir():
-        training, test = (_pairs(root / part) for part in ("train", "val"))
+        training, test = (_pairs(root / part, allow_unpaired, passed) for part in ("train", "val"))
+        _check_apart(training, test)
     elif (root / "images").is_dir():
-        pairs = _pairs(root)
-        if next(root.glob("*_train[0-9]*.txt"), None):
-            by_stem = {stem(pair["image"]): pair for pair in pairs}
-            training, test = ([_listed(by_stem, name, root) for name in names] for names in _fold_lists(root, fold))
+        pairs = _pairs(root, allow_unpaired, passed)
+        if lists := _fold_lists(root):
+            training, test = _by_lists(pairs, lists, str(fold), root, allow_unpaired, passed)
         else:
             test, training = _draw(pairs, 0.3, seed, root)
     else:
-        raise DatasetError(
-            f"{root} holds no images to train on (expected images/ and masks/, or train/ and val/ with both): run"
-            f" `python -m prepare busi --raw DIR --out {root}`, `python -m prepare isic --raw DIR --out {root}`, or"
-            " `python -m prepare demo --out data/demo` and add `--dataset_dir data/demo/busi` (or isic17)"
+        raise InputError(
+            "holds no images to train on (expected images/ and masks/, or train/ and val/ with both)",
+            path=root,
+            remedy=f"run `python -m prepare busi --raw DIR --out {root}`, `python -m prepare isic --raw DIR --out"
+            f" {root}`, or `python -m prepare demo --out data/demo` and add `--dataset_dir data/demo/busi` (or isic17)",
         )
+    if words := passed_over(passed):
+        logger.info(f"{printable(str(root))}: {words}")
     if selection == "paper":
         return DataSplit(training, test, test, f"{metric} on the reported test images, as published")
     validation, training = _draw(training, val_fraction, seed, root)
     return DataSplit(training, validation, test, f"{metric} on held-out training images")
 
 
-def find_files(path: str | Path, suffixes: Sequence[str]) -> list[dict[str, str]]:
-    """[{"image": file}] for the file `path`, or for the files in the folder `path` that end in one of `suffixes`.
+def find_files(path: PathLike | Sequence[PathLike], suffixes: Sequence[str]) -> list[dict[str, str]]:
+    """[{"image": file}] for a file, for the files in a folder that end in one of `suffixes`, or for a list of both.
+
+    Masks, probabilities and the like beside their image are no input: `a_mask.png` is passed over where `a.jpg` is.
 
     Raises:
-        DatasetError: when there is none, or when results of two would have the same name.
+        InputError: when there is none, or when results of two would have the same name.
 
     Example:
         >>> find_files("nowhere", PICTURE_SUFFIXES)
         Traceback (most recent call last):
-        transforms.datasets.DatasetError: nowhere does not exist: give a file or a folder of them as --input
+        transforms.files.InputError: nowhere: does not exist; give a file or a folder of them as --input
     """
-    try:
-        files = by_name(list_files(path, suffixes), stem)
-    except FileNotFoundError as error:
-        raise DatasetError(f"{error}: give a file or a folder of them as --input") from error
-    except ValueError as error:
-        raise DatasetError(f"{error}, or their results would overwrite each other") from error
+    given = [Path(str(one)) for one in ([path] if isinstance(path, (str, Path)) else ensure_tuple(path))]
+    passed: Counter[str] = Counter()
+    files: list[Path] = []
+    for one in given:
+        if not one.exists():
+            raise InputError("does not exist", path=one, remedy="give a file or a folder of them as --input")
+        files += list_files(one, suffixes, passed=passed)
+    files = list(dict.fromkeys(files))
+    if len(given) > 1 or any(one.is_dir() for one in given):
+        files = without_by_products(files, passed)
+    words = passed_over(passed)
     if not files:
-        raise DatasetError(f"{path} is or holds no {', '.join(suffixes)} file")
-    return [{"image": str(file)} for file in files.values()]
+        fact = f"is or holds no {', '.join(suffixes)} file" + f" ({words})" * bool(words and one.is_dir())
+        raise InputError(fact, path=given[0] if given else None)
+    if words:
+        logger.info(f"{printable(str(given[0]))}{' …' * (len(given) > 1)}: {words}")
+    try:
+        by_name(files, stem)
+    except InputError as error:
+        raise InputError(f"{error}, or their results would overwrite each other") from error
+    return [{"image": _as_text(file)} for file in files]
+
+
+def is_normal(path: PathLike) -> bool:
+    """True where the image's name says that it shows nothing to mark, as BUSI's `normal (1).png` does.
+
+    Example:
+        >>> is_normal("images/normal (1).png"), is_normal("images/benign (1).png")
+        (True, False)
+    """
+    return stem(path).lower().startswith("normal")
+
+
+def _as_text(file: Path) -> str:
+    """The path, so that MONAI takes a leading ~ for what it is: a letter of the name."""
+    text = str(file)
+    return str(file.absolute()) if text.startswith("~") else text
 
 
 def _read_list(root: Path, name: str) -> list[str]:
     file = root / SYNAPSE_LISTS / name
     if not file.is_file():
-        raise DatasetError(
-            f"{root} holds no prepared Synapse data ({SYNAPSE_LISTS / name} is missing): run"
-            f" `python -m prepare synapse --raw DIR --out {root}`, or `python -m prepare demo --out data/demo`"
-            " and add `--dataset_dir data/demo/synapse`"
+        raise InputError(
+            f"holds no prepared Synapse data ({SYNAPSE_LISTS / name} is missing)",
+            path=root,
+            remedy=f"run `python -m prepare synapse --raw DIR --out {root}`, or `python -m prepare demo --out"
+            " data/demo` and add `--dataset_dir data/demo/synapse`",
         )
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    return _some(read_list(file), file)
+
+
+def _some(names: list[str], file: Path) -> list[str]:
+    """The names of a list, each once.
+
+    Raises:
+        InputError: when there is none.
+    """
+    if not names:
+        raise InputError("lists nothing", path=file, remedy="prepare the data again")
+    different = list(dict.fromkeys(names))
+    if len(different) < len(names):
+        twice = len(names) - len(different)
+        logger.warning(f"{printable(str(file))}: {twice} names stand there more than once, each counts once")
+    return different
 
 
 def _existing(file: Path) -> Path:
     if not file.is_file():
-        raise DatasetError(f"{file} is listed but missing: run `python -m prepare synapse` again with --overwrite")
+        remedy = "run `python -m prepare synapse` again with --overwrite"
+        raise InputError("is listed but missing", path=file, remedy=remedy)
     return file
 
 
-def _held_out(cases: list[str], wanted: int | Sequence[str], seed: int, root: Path) -> list[str]:
+def _held_out(cases: list[str], wanted: int | str | Sequence[str], seed: int, root: Path) -> list[str]:
     if isinstance(wanted, int):
         if not 0 < wanted < len(cases):
-            raise DatasetError(
-                f"{wanted} of the {len(cases)} training cases of {root} cannot be held out for model selection:"
-                " give another --val_cases, or --selection paper to select without validation cases"
+            raise InputError(
+                f"{wanted} of the {len(cases)} training cases cannot be held out for model selection",
+                path=root,
+                remedy="give another --val_cases, or --selection paper to select without validation cases",
             )
         return sorted(random.Random(seed).sample(cases, wanted))
-    if unknown := sorted(set(wanted) - set(cases)):
-        raise DatasetError(f"val_cases {', '.join(unknown)} are no training cases of {root}")
-    return sorted(wanted)
+    names = sorted(set(map(str, ensure_tuple(wanted))))
+    if unknown := sorted(set(names) - set(cases)):
+        raise InputError(f"val_cases {', '.join(unknown)} are no training cases", path=root)
+    if not 0 < len(names) < len(cases):
+        fact = f"val_cases lists {len(names)} of the {len(cases)} training cases"
+        raise InputError(fact, path=root, remedy="leave some to train on and some to choose the model by")
+    return names
 
 
 def _check_selection(selection: str) -> None:
     if selection not in SELECTIONS:
-        raise DatasetError(f"selection must be one of {', '.join(SELECTIONS)}, not {selection!r}")
+        raise InputError(f"selection must be one of {', '.join(SELECTIONS)}, not {selection!r}")
 
 
-def _pairs(root: Path) -> list[dict[str, str]]:
+def _pairs(root: Path, allow_unpaired: bool, passed: Counter[str]) -> list[dict[str, Any]]:
     """One item for each picture in root/images, with its mask in root/masks or, as published for BUSI, root/masks/0."""
     folder = root / "masks/0" if (root / "masks/0").is_dir() else root / "masks"
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is missing: masks lie there, named as the pictures in {root / 'images'}")
+        fact = f"is missing: masks lie there, named as the pictures in {printable(str(root / 'images'))}"
+        raise InputError(fact, path=folder)
+    if folder.name == "0" and (root / "masks/1").is_dir():
+        remedy = "save one mask for each image, with a number for each class, in masks/"
+        raise InputError("holds a folder of masks for each of several classes", path=root / "masks", remedy=remedy)
+    images = without_by_products(list_files(root / "images", PICTURE_SUFFIXES, passed=passed), passed)
+    masks = list_files(folder, PICTURE_SUFFIXES, passed=passed)
+    if not images:
+        raise InputError(f"holds no picture ({', '.join(PICTURE_SUFFIXES)})", path=root / "images")
     try:
-        images, masks = (list_files(one, PICTURE_SUFFIXES) for one in (root / "images", folder))
-        pairs = pair_by_name(images, masks, ("image", "mask"), spare=True)
-    except (ValueError, FileNotFoundError) as error:
-        raise DatasetError(f"{folder}: {error}") from error
+        pairs = pair_masks(images, masks, allow_unpaired, passed)
+    except InputError as error:
+        remedy = "" if "same name as" in str(error) else "; add it, or leave such files out with --allow_unpaired true"
+        raise InputError(f"{error}{remedy}", path=folder) from error
     if not pairs:
-        raise DatasetError(f"{root / 'images'} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
-    return [{"image": str(image), "label": str(mask)} for image, mask in pairs]
+        raise InputError(f"holds no picture that has a mask in {printable(str(folder))}", path=root / "images")
+    return [
+        {"image": _as_text(image), "label": _as_text(those[0]) if len(those) == 1 else [_as_text(one) for one in those]}
+        for image, those in pairs
+    ]
 
 
-def _fold_lists(root: Path, fold: int) -> list[list[str]]:
-    files = [next(root.glob(f"*_{part}{fold}.txt"), None) for part in ("train", "val")]
-    if None in files:
-        known = sorted(file.name for file in root.glob("*_train[0-9]*.txt"))
-        raise DatasetError(f"{root} has no train and val list for --fold {fold}; there are {', '.join(known)}")
-    return [[line.strip() for line in file.read_text().splitlines() if line.strip()] for file in files if file]
+def _fold_lists(root: Path) -> dict[str, dict[str, Path]]:
+    """The lists `*_train1.txt`, `*_val1.txt` … by number and part.
+
+    Raises:
+        InputError: when two have the same number and part.
+    """
+    lists: dict[str, dict[str, Path]] = {}
+    for file in sorted(root.iterdir()):
+        if found := re.fullmatch(r"[^.].*_(train|val)(\d+)\.txt", file.name):
+            other = lists.setdefault(found[2], {}).setdefault(found[1], file)
+            if other is not file:
+                raise InputError(f"is of the same split as {file.name}", path=other, remedy="remove one of them")
+    return {number: parts for number, parts in lists.items() if "train" in parts}
 
 
-def _listed(pairs: dict[str, dict[str, str]], name: str, root: Path) -> dict[str, str]:
-    if name not in pairs:
-        raise DatasetError(f"{name} is listed but {root / 'images'} has no such picture")
-    return pairs[name]
+def _by_lists(
+    pairs: list[dict[str, Any]],
+    lists: dict[str, dict[str, Path]],
+    fold: str,
+    root: Path,
+    allow_unpaired: bool,
+    passed: Counter[str],
+) -> list[list[dict[str, Any]]]:
+    """The items of the training and of the test list of a fold, in the order of the lists."""
+    if len(lists.get(fold, {})) < 2:
+        known = ", ".join(parts["train"].name for parts in lists.values())
+        raise InputError(f"has no train and val list for --fold {fold}; there are {known}", path=root)
+    by_stem = {same_letters(stem(pair["image"])).strip(): pair for pair in pairs}
+    names: list[list[str]] = []
+    for part in ("train", "val"):
+        file = lists[fold][part]
+        listed = [same_letters(name) for name in read_list(file)]
+        listed = _some([name if name in by_stem else stem(name) for name in listed], file)
+        if unknown := [name for name in listed if name not in by_stem]:
+            if not allow_unpaired:
+                more = f" … ({len(unknown)} names)" * (len(unknown) > 1)
+                where = printable(str(root / "images"))
+                raise InputError(f"{unknown[0]} is listed but {where} has no such picture{more}", path=file)
+            passed["name without picture"] += len(unknown)
+        names.append([name for name in listed if name in by_stem])
+        if not names[-1]:
+            raise InputError("lists no picture that is there", path=file)
+    if both := sorted(set(names[0]) & set(names[1])):
+        fact = f"{len(both)} images are listed for training and for testing, such as {both[0]}"
+        raise InputError(fact, path=lists[fold]["val"], remedy="leave each in one list")
+    passed["image in no list"] += len(by_stem.keys() - set(names[0]) - set(names[1]))
+    return [[by_stem[name] for name in part] for part in names]
 
 
-def _draw(pairs: list[dict[str, str]], share: float, seed: int, root: Path) -> tuple[list, list]:
+def _check_apart(training: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses the same file, by name and content, in both parts; data sets may number the images of each from 1."""
+    by_stem = {stem(item["image"]): Path(item["image"]) for item in training}
+    both = [item["image"] for item in test if stem(item["image"]) in by_stem]
+    same = [image for image in both if Path(image).stat().st_size
+            and filecmp.cmp(image, by_stem[stem(image)], shallow=False)]  # fmt: skip
+    if same:
+        fact = f"is a training image too, as are {len(same) - 1} others" if len(same) > 1 else "is a training image too"
+        raise InputError(fact, path=same[0], remedy="leave each image in one part")
+
+
+def _draw(pairs: list[dict[str, Any]], share: float, seed: int, root: Path) -> tuple[list, list]:
     """`share` of the pairs, but one at least, drawn at random, and the rest; both in the order given."""
     if not 0 < share < 1 or len(pairs) < 2:
-        raise DatasetError(f"a share of {share} of the {len(pairs)} images of {root} cannot be held out")
+        raise InputError(f"a share of {share} of the {len(pairs)} images cannot be held out", path=root)
     drawn = min(max(round(share * len(pairs)), 1), len(pairs) - 1)
     chosen = set(random.Random(seed).sample(range(len(pairs)), drawn))
     parts: tuple[list, list] = ([], [])

@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import re
 import shutil
 import tempfile
+import unicodedata
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 PathLike = str | os.PathLike[str]
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".h5", ".hdf5")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+# What systems leave in folders, besides hidden files.
+CLUTTER = ("Thumbs.db", "desktop.ini", "__MACOSX")
 
 _VOLUME, _PICTURE = ("|".join(map(re.escape, suffixes)) for suffixes in (VOLUME_SUFFIXES, PICTURE_SUFFIXES))
 # The released Synapse volumes are called case0001.npy.h5; .npz are slices to train on.
 _SUFFIX = re.compile(rf"(?<=.)((\.npy)?({_VOLUME})|{_PICTURE}|\.npz)\Z", re.IGNORECASE | re.DOTALL)
+# What masks, predictions and by-products add to the name of their image.
+_ADDED = r"_(segmentation|seg|mask(_\d+)?|superpixels|probability(_\d+)?|labels?|gt|prediction|pred|trans|lesion)\Z"
+_ADDITION = re.compile(rf"(?<=.){_ADDED}", re.IGNORECASE | re.DOTALL)
 # MONAI's SaveImage makes case0001.npy_pred.nii.gz from case0001.npy.h5, hence `.npy` here.
-_DECORATION = re.compile(
-    r"(?<=.)(_(segmentation|seg|mask(_\d+)?|labels?|gt|prediction|pred|trans|lesion)|\.npy)\Z|\A(img|label)(?=\d)",
-    re.DOTALL,
-)
+_DECORATION = re.compile(rf"(?<=.)({_ADDED}|\.npy\Z)|\A(img|label)(?=\d)", re.IGNORECASE | re.DOTALL)
+_SECOND_MASK = re.compile(r"_mask_\d+\Z", re.IGNORECASE)
+
+
+def printable(text: str) -> str:
+    """The text in one line: control characters and what no screen can show are escaped.
+
+    Example:
+        >>> printable("two\\nlines")
+        'two\\\\nlines'
+    """
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 class InputError(ValueError):
@@ -45,8 +62,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, fact: str, *, path: PathLike | None = None, remedy: str = "") -> None:
-        letters = "" if path is None else f"{os.fspath(path)}: "
-        name = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in letters)
+        name = "" if path is None else printable(f"{os.fspath(path)}: ")
         super().__init__(f"{name}{fact}; {remedy}" if remedy else f"{name}{fact}")
 
 
@@ -85,39 +101,157 @@ def case_name(path: PathLike) -> str:
     return name
 
 
-def list_files(path: PathLike, suffixes: Sequence[str], recursive: bool = False) -> list[Path]:
+def made_of(path: PathLike) -> str:
+    """The stem of the image that a mask, prediction or by-product was made of: `a` for `a_mask_1.png` and for `a.png`.
+
+    Example:
+        >>> made_of("benign (4)_mask_1.png"), made_of("benign (4).png")
+        ('benign (4)', 'benign (4)')
+    """
+    return _ADDITION.sub("", stem(path))
+
+
+def list_files(
+    path: PathLike, suffixes: Sequence[str], recursive: bool = False, passed: Counter[str] | None = None
+) -> list[Path]:
     """The files in a folder that end in one of `suffixes`, sorted; hidden ones are left out, and `.img` beside `.hdr`.
 
     Args:
         path: the folder, or one file, which is then the only candidate.
         suffixes: in lower case; see `has_suffix`.
         recursive: look into sub-folders too.
+        passed: counts what was left out, for `passed_over`.
 
     Raises:
-        FileNotFoundError: when `path` does not exist.
+        InputError: when `path` does not exist or may not be read.
 
     Example:
         >>> list_files(__file__, [".py"]) == [Path(__file__)], list_files(__file__, PICTURE_SUFFIXES)
         (True, [])
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    if path.is_file():
-        files = [path]
-    else:
-        found = path.rglob("*") if recursive else path.iterdir()
-        files = sorted(file for file in found if not any(part[0] == "." for part in file.relative_to(path).parts))
-        headers = {file.with_suffix("") for file in files if has_suffix(file, [".hdr"])}
-        files = [file for file in files if not (has_suffix(file, [".img"]) and file.with_suffix("") in headers)]
-    return [file for file in files if has_suffix(file, suffixes) and file.is_file()]
+    path, passed = Path(path), Counter() if passed is None else passed
+    try:
+        if not path.exists():
+            raise InputError("does not exist", path=path)
+        candidates = [path] if path.is_file() else sorted(path.rglob("*") if recursive else path.iterdir())
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path=path) from error
+    files = []
+    for file in candidates:
+        if file != path and any(_is_clutter(part) for part in file.relative_to(path).parts):
+            passed["hidden"] += 1
+        elif file.is_dir():
+            passed["sub-folder"] += not recursive
+        elif not has_suffix(file, suffixes):
+            passed[f"*{file.suffix.lower()}" if file.suffix else "without suffix"] += 1
+        elif not file.exists():
+            passed["link to nothing"] += 1
+        else:
+            files.append(file)
+    headers = {file.with_suffix("") for file in files if has_suffix(file, [".hdr"])}
+    return [file for file in files if not (has_suffix(file, [".img"]) and file.with_suffix("") in headers)]
+
+
+def without_by_products(files: Sequence[Path], passed: Counter[str] | None = None) -> list[Path]:
+    """The files without what was made of another one of them: masks, superpixels, predictions, probabilities.
+
+    `a_mask.png` is left out where `a.jpg` is in the same folder, and taken where it is not; `a_superpixels.png` always
+    is left out.
+
+    Args:
+        files: images, perhaps with other files among them.
+        passed: counts what was left out, for `passed_over`.
+
+    Example:
+        >>> [file.name for file in without_by_products([Path("a.png"), Path("a_mask.png"), Path("b_mask.png")])]
+        ['a.png', 'b_mask.png']
+    """
+    stems = {(file.parent, stem(file)) for file in files}
+    taken = []
+    for file in files:
+        kind = stem(file).removeprefix(made_of(file)).lower()
+        if kind and (kind == "_superpixels" or (file.parent, made_of(file)) in stems):
+            if passed is not None:
+                passed[f"*{kind.rstrip('0123456789_')}"] += 1
+        else:
+            taken.append(file)
+    return taken
+
+
+def passed_over(passed: Counter[str]) -> str:
+    """What was left out of a folder, in words; empty where nothing was.
+
+    Example:
+        >>> passed_over(Counter({"hidden": 2, "*.txt": 1}))
+        'passed over: 2 hidden, 1 *.txt'
+    """
+    counts = ", ".join(f"{count} {kind}" for kind, count in passed.most_common() if count)
+    return printable(f"passed over: {counts}") if counts else ""
+
+
+def find_folder(root: Path, name: str) -> Path | None:
+    """The folder `name` in `root` or up to two folders deeper, as archives may unpack into folders of their own.
+
+    Raises:
+        InputError: when there are several.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     Path(root, "archive/Data/Data").mkdir(parents=True)
+        ...     find_folder(Path(root), "Data") == Path(root, "archive/Data/Data")
+        True
+    """
+    for depth in range(3):
+        found = [path for path in sorted(root.glob("/".join([*["*"] * depth, glob.escape(name)]))) if path.is_dir()]
+        found = [path for path in found if not any(_is_clutter(part) for part in path.relative_to(root).parts)]
+        if len(found) > 1:
+            fact = f"is there twice: {printable(str(found[1]))}"
+            raise InputError(fact, path=found[0], remedy="leave one of them, or name its parent")
+        if found:
+            folder = found[0]
+            while (folder / name).is_dir() and not any(file.is_file() for file in folder.iterdir()):
+                folder = folder / name
+            return folder
+    return None
+
+
+def _is_clutter(part: str) -> bool:
+    return part.startswith(".") or part in CLUTTER
+
+
+def read_list(path: PathLike) -> list[str]:
+    """The names in a text file, one a line; blank lines, a byte order mark and Windows' line ends do not matter.
+
+    Raises:
+        InputError: when there is no such file, or it is no text.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = Path(folder, "train.txt").write_bytes(b"\\xef\\xbb\\xbfa\\r\\n\\r\\nb c\\r\\n")
+        ...     read_list(f"{folder}/train.txt")
+        ['a', 'b c']
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError("no such file", path=path) from error
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path=path) from error
+    except UnicodeDecodeError as error:
+        raise InputError("is no list of names in UTF-8", path=path, remedy="save it as a text file again") from error
+    if "\0" in text:
+        raise InputError("is no list of names", path=path, remedy="save it as a text file in UTF-8 again")
+    # Not splitlines, which divides names at rarer characters too.
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def by_name(files: Iterable[Path], name: Callable[[Path], str] = case_name) -> dict[str, Path]:
-    """The files by what `name` makes of them, in the order given.
+    """The files by what `name` makes of them, in the order given; accented letters may be written in either way.
 
     Raises:
-        ValueError: when two files have the same name.
+        InputError: when two files have the same name.
 
     Example:
         >>> list(by_name([Path("b_mask.png"), Path("a.png")]))
@@ -125,17 +259,31 @@ def by_name(files: Iterable[Path], name: Callable[[Path], str] = case_name) -> d
     """
     found: dict[str, Path] = {}
     for file in files:
-        other = found.setdefault(name(file), file)
+        other = found.setdefault(same_letters(name(file)), file)
         if other is not file:
-            raise ValueError(f"{other} and {file} have the same name: rename or remove one of them")
+            raise _namesakes(other, file)
     return found
+
+
+def same_letters(name: str) -> str:
+    """The name with each accented letter as one character: macOS writes two, a letter and an accent.
+
+    Example:
+        >>> len("e\\u0301"), len(same_letters("e\\u0301"))
+        (2, 1)
+    """
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _namesakes(one: Path, other: Path) -> InputError:
+    fact = f"has the same name as {printable(str(other))}"
+    return InputError(fact, path=one, remedy="rename or remove one of them")
 
 
 def pair_by_name(
     first: Sequence[Path],
     second: Sequence[Path],
     kinds: tuple[str, str] = ("prediction", "label"),
-    spare: bool = False,
 ) -> list[tuple[Path, Path]]:
     """Files that belong together, in the order of `first`.
 
@@ -145,24 +293,66 @@ def pair_by_name(
         first: files of the first kind.
         second: files of the second kind.
         kinds: what the files are, for error messages.
-        spare: files of the second kind may lack a partner.
 
     Raises:
-        ValueError: when a file has no partner, or two files of one kind have the same name.
+        InputError: when a file has no partner, or two files of one kind have the same name.
 
     Example:
         >>> pair_by_name([Path("img1.nii.gz")], [Path("label1.nii.gz")])
         [(PosixPath('img1.nii.gz'), PosixPath('label1.nii.gz'))]
     """
-    stems = [sorted(map(stem, files)) for files in (first, second)]
-    name = stem if stems[0] == stems[1] else case_name
+    name = _common_name(first, second)
     here, there = by_name(first, name), by_name(second, name)
-    for some, others, kind in ((here, there, kinds[1]), (there, here, kinds[0])):
-        alone = [str(some[key]) for key in sorted(some.keys() - others.keys())]
-        if alone and not (spare and some is there):
-            more = f" … ({len(alone)} files)" * (len(alone) > 3)
-            raise ValueError(f"no {kind} of the same name for {', '.join(alone[:3])}{more}")
+    _check_partners(here, there, kinds)
     return [(file, there[key]) for key, file in here.items()]
+
+
+def pair_masks(
+    images: Sequence[Path], masks: Sequence[Path], allow_unpaired: bool = False, passed: Counter[str] | None = None
+) -> list[tuple[Path, tuple[Path, ...]]]:
+    """Each image with its masks, in the order of `images`: `a_mask.png`, and `a_mask_1.png` … where it has several.
+
+    Names decide as in `pair_by_name`. Superpixels are no masks.
+
+    Args:
+        images: files.
+        masks: files.
+        allow_unpaired: leave out images without a mask and masks without an image.
+        passed: counts what was left out, for `passed_over`.
+
+    Raises:
+        InputError: when an image or a mask has no partner, or two files have the same name.
+
+    Example:
+        >>> pair_masks([Path("a.jpg")], [Path("a_mask.png"), Path("a_mask_1.png")])
+        [(PosixPath('a.jpg'), (PosixPath('a_mask.png'), PosixPath('a_mask_1.png')))]
+    """
+    masks = [mask for mask in masks if not stem(mask).lower().endswith("_superpixels")]
+    name = _common_name(images, masks)
+    here = by_name(images, name)
+    # All masks of an image are different files: only the first may go without a number.
+    numbered = by_name(masks, lambda file: f"{name(file)}/{_SECOND_MASK.search(stem(file)) and stem(file).lower()}")
+    there: dict[str, list[Path]] = {}
+    for file in numbered.values():
+        there.setdefault(same_letters(name(file)), []).append(file)
+    if not allow_unpaired:
+        _check_partners(here, {key: files[0] for key, files in there.items()}, ("image", "mask"))
+    elif passed is not None:
+        passed["image without mask"] += len(here.keys() - there.keys())
+        passed["mask without image"] += len(there.keys() - here.keys())
+    return [(file, tuple(there[key])) for key, file in here.items() if key in there]
+
+
+def _common_name(first: Sequence[Path], second: Sequence[Path]) -> Callable[[Path], str]:
+    one, other = (sorted(same_letters(stem(file)) for file in files) for files in (first, second))
+    return stem if one == other else case_name
+
+
+def _check_partners(here: dict[str, Path], there: dict[str, Path], kinds: tuple[str, str]) -> None:
+    for some, others, kind in ((here, there, kinds[1]), (there, here, kinds[0])):
+        if alone := [printable(str(some[key])) for key in sorted(some.keys() - others.keys())]:
+            more = f" … ({len(alone)} files)" * (len(alone) > 3)
+            raise InputError(f"no {kind} of the same name for {', '.join(alone[:3])}{more}")
 
 
 @contextlib.contextmanager

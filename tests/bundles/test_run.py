@@ -34,7 +34,10 @@ VALUES: list[tuple[str, Any, str]] = [
     *(("selection", value, "holdout or paper") for value in ("test", None)),
     *(("amp_dtype", value, "float32, bfloat16 or auto") for value in ("float16", True)),
     *(("compile", value, "true, false or auto") for value in ("yes", 1)),
-    *(("resume", value, "true or false") for value in ("yes", "auto", 2)),
+    *(("resume", value, "true, false or auto") for value in ("yes", 2)),
+    *(("force", value, "true or false") for value in ("yes", "auto", 2)),
+    *(("clip_grad", value, "a number, 0 or above") for value in (-1, "nan", "inf")),
+    *(("in_channels", value, "1, 3 or 4") for value in (2, 0, "rgb")),
     ("year", 2019, "2017 or 2018"),
     *(("classes", value, "a list of different names") for value in (["a", "a"], [], [1, 2], 3, [""])),
     *(("device", value, "a device that this machine has") for value in ("gpu", "cuda:99", 3.5, "meta:x")),
@@ -225,7 +228,7 @@ def test_outputs_that_do_not_fit_the_classes_are_refused(
 ) -> None:
     """A network of one output with two classes once trained, and was evaluated as perfect."""
     one = {"_target_": "BasicUNet", "spatial_dims": 2, "in_channels": 3, "features": [4, 4, 8, 8, 8, 4]}
-    named = {"classes": ["a", "b"], "label_map": {0: 0, 255: 1}, "network_def": {**one, "out_channels": 1}}
+    named = {"classes": ["a", "b"], "label_map": {0: 0, 128: 1, 255: 2}, "network_def": {**one, "out_channels": 1}}
     line = "BasicUNet answers with 1 channel, and the classes need 3"
     with refused(line):
         run("training", config("cmunext_busi"), **options("cmunext_busi", tmp_path, **named))

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from monai.engines import SupervisedEvaluator
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from evaluation import ImageMetric, ImageReport, SliceToVolume, VolumeDice, VolumeReport
+from evaluation import ImageMetric, ImageReport, MeanLoss, SliceToVolume, VolumeDice, VolumeReport
 from evaluation.handlers import spacing_mm
 from evaluation.metrics import confusion
 from evaluation.overlay import COLOURS
@@ -194,10 +195,35 @@ def test_cases_without_a_file_are_numbered(tmp_path: Path) -> None:
     assert set(cases(tmp_path)) == {"case 1 of process 1", "case 2 of process 1"}
 
 
-def test_key_metrics_refuse_what_gives_no_number() -> None:
+def test_key_metrics_without_a_number_are_none() -> None:
     empty = {key: torch.zeros_like(value) for key, value in volume_item(0).items()}
-    with pytest.raises(ValueError, match="nothing to average"):
-        evaluator([empty], [], key_val_metric={"dice": VolumeDice(CLASSES)}).run()
+    engine = evaluator([empty], [], key_val_metric={"dice": VolumeDice(CLASSES)})
+    engine.run()
+    assert math.isnan(engine.state.metrics["dice"])
+
+
+def metric_of(metric: Any, *pairs: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """What a key metric says of predictions and labels."""
+    engine = Engine(lambda engine, batch: batch)
+    metric.attach(engine, "metric")
+    return engine.run([[{"pred": pred, "label": label} for pred, label in pairs]]).metrics["metric"]
+
+
+def test_classes_that_are_nowhere_are_left_out_unless_there_is_one_only() -> None:
+    pred, label, empty = torch.zeros(3, 1, 4, 4)
+    label[0, 0], pred[0, :2] = 1, 1
+    assert metric_of(ImageMetric("iou", ["a", "b"], logits=False), (pred, label)) == pytest.approx(0.5, abs=1e-4)
+    assert metric_of(ImageMetric("iou", ["a"], logits=False), (empty, empty)) == 1
+
+
+def test_the_loss_of_a_network_that_diverged_is_no_number() -> None:
+    good, bad = torch.zeros(1, 4, 4), torch.full((1, 4, 4), torch.nan)
+    loss = torch.nn.BCEWithLogitsLoss()
+    assert metric_of(MeanLoss(loss), (good, good), (good, good)) == pytest.approx(math.log(2))
+    assert math.isnan(metric_of(MeanLoss(loss), (good, good), (bad, good)))
+
+
+def test_key_metrics_refuse_what_they_cannot_score() -> None:
     with pytest.raises(ValueError, match="metric must be one of iou"):
         ImageMetric("f2")
     with pytest.raises(ValueError, match="as many labels as predictions"):

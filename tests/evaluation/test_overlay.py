@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.overlay import COLOURS, choose_slices, save_overview
+from evaluation.overlay import COLOURS, Panel, choose_slices, save_overview, save_panels
 
 CLASSES = ["liver", "spleen"]
 
@@ -91,3 +91,11 @@ def test_what_does_not_belong_together_is_refused(
     with pytest.raises(ValueError, match="class 3 is in the maps, but only 2"):
         save_overview(tmp_path / "x.png", np.zeros((8, 8)), np.full((8, 8), 3), None, CLASSES)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["$x_1$", "$a", "50% #1", "two\nlines", "\\frac"])
+def test_names_are_no_formulas(tmp_path: Path, name: str) -> None:
+    mask = np.eye(8, dtype=int)
+    save_overview(tmp_path / "a.png", np.zeros((8, 8)), mask, mask, [name], title=name)
+    save_panels(tmp_path / "b.png", [Panel(np.zeros((4, 8, 8)), mask, mask, name)], [name], name)
+    assert count(pixels(tmp_path / "b.png"), COLOURS[0]) > 0

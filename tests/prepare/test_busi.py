@@ -12,8 +12,8 @@ from PIL import Image
 
 from prepare.__main__ import main
 from prepare.busi import prepare_busi, stratified_split
-from prepare.output import PrepareError
 from tests.helpers import read
+from transforms import InputError
 
 
 def picture(seed: int, shape: tuple[int, int] = (6, 8)) -> np.ndarray:
@@ -113,12 +113,12 @@ def test_given_split_files_are_used_as_they_are(raw: Path, tmp_path: Path) -> No
     assert names(tmp_path / "out" / "busi_val1.txt") == ["benign (9)"]
     assert not (tmp_path / "out" / "busi_train2.txt").exists()
     (given_files / "busi_val1.txt").write_text("benign (99)\n")
-    with pytest.raises(PrepareError, match=r"busi_val1\.txt.*benign \(99\)"):
+    with pytest.raises(InputError, match=r"busi_val1\.txt.*benign \(99\)"):
         prepare_busi(raw, tmp_path / "other", split_files=given_files)
     (given_files / "busi_val1.txt").unlink()
-    with pytest.raises(PrepareError, match=r"busi_val1\.txt: missing"):
+    with pytest.raises(InputError, match=r"busi_val1\.txt: missing"):
         prepare_busi(raw, tmp_path / "other", split_files=given_files)
-    with pytest.raises(PrepareError, match="no busi_train1"):
+    with pytest.raises(InputError, match="no busi_train1"):
         prepare_busi(raw, tmp_path / "other", split_files=raw)
 
 
@@ -153,7 +153,7 @@ def test_normal_images_get_empty_masks(raw: Path, tmp_path: Path) -> None:
 
 def test_bad_input_is_named(raw: Path, tmp_path: Path) -> None:
     def expect(what: str, **options: Any) -> None:
-        with pytest.raises(PrepareError, match=what):
+        with pytest.raises(InputError, match=what):
             prepare_busi(raw, tmp_path / "out", **options)
         assert not (tmp_path / "out").exists()
 
@@ -162,14 +162,14 @@ def test_bad_input_is_named(raw: Path, tmp_path: Path) -> None:
     expect("--splits 0", splits=0)
     expect("leave out", deduplicate=True, split_files=tmp_path)
     save(marked(slice(0, 2), (5, 8)), raw / "benign" / "benign (1)_mask.png")
-    expect(r"benign \(1\)_mask.*8×5 pixels, the image 8×6")
+    expect(r"benign \(1\)_mask.*8×5 pixels, the image .* 8×6")
     (raw / "benign" / "benign (1)_mask.png").write_bytes(b"no picture")
     expect(r"benign \(1\)_mask.*not a readable picture")
     (raw / "benign" / "benign (1)_mask.png").unlink()
-    expect(r"without a mask, such as benign \(1\)")
+    expect(r"no mask of the same name for .*benign \(1\)\.png$")
     (raw / "benign" / "benign (1).png").unlink()
     (raw / "benign" / "benign (2).png").unlink()
-    expect(r"without an image, such as benign \(2\)")
+    expect(r"no image of the same name for .*benign \(2\)_mask\.png$")
 
 
 def test_command_line(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,3 +177,40 @@ def test_command_line(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["busi", "--raw", str(raw), "--out", str(tmp_path / "out"), "--splits", "1"]) == 0
     assert "1      train  14      7       7" in capsys.readouterr().out
+
+
+def test_unpaired_files_are_left_out_where_asked_for(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (raw / "benign" / "benign (1)_mask.png").unlink()
+    (raw / "benign" / "benign (8).png").unlink()
+    (raw / "benign" / "._benign (3).png").touch()
+    save(marked(slice(0, 0)), raw / "malignant" / "malignant (2)_mask.png")
+    arguments = ["busi", "--raw", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert "no mask of the same name for" in capsys.readouterr().err
+    assert main([*arguments, "--allow-unpaired"]) == 0
+    out = capsys.readouterr().out
+    assert "passed over: 1 hidden, 1 image without mask, 1 mask without image" in out
+    assert "WARNING: 1 masks are empty: malignant (2)" in out
+    assert len(list((tmp_path / "out/images").iterdir())) == 18
+
+
+def test_an_archive_deeper_than_expected_is_found(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "download").mkdir()
+    raw.rename(tmp_path / "download/Dataset_BUSI_with_GT")
+    prepare_busi(tmp_path, tmp_path / "out")
+    assert len(list((tmp_path / "out/images").iterdir())) == 20
+
+
+def test_a_photograph_is_written_as_viewers_show_it(raw: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = raw / "benign" / "benign (1).png"
+    Image.fromarray(picture(1)).save(path, exif=exif)
+    with pytest.raises(InputError, match=r"benign \(1\)_mask\.png: 8×6 pixels, the image .* 6×8: .*EXIF"):
+        prepare_busi(raw, tmp_path / "out")
+    save(np.rot90(marked(slice(0, 2)), -1), raw / "benign" / "benign (1)_mask.png")
+    prepare_busi(raw, tmp_path / "out")
+    np.testing.assert_array_equal(read(tmp_path / "out/images/benign (1).png"), np.rot90(picture(1), -1))
+    np.testing.assert_array_equal(read(tmp_path / "out/masks/0/benign (1).png"), np.rot90(marked(slice(0, 2)), -1))

@@ -8,10 +8,9 @@ import pytest
 
 from prepare.__main__ import main
 from prepare.demo import MARK, prepare_demo
-from prepare.output import PrepareError
 from prepare.phantoms import ct_phantom
 from tests.helpers import contents, read
-from transforms import BTCV_IDS
+from transforms import BTCV_IDS, InputError
 
 SMALL = {"cases": 3, "slices": 10, "size": 64, "images": 12}
 
@@ -89,7 +88,7 @@ def test_pictures_have_odd_sizes_and_one_marked_lesion(demo: Path) -> None:
 
 def test_numbers_out_of_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options in ({"cases": 1}, {"cases": 19}, {"slices": 3}, {"size": 8}, {"images": 3}, {"cases": 0, "images": 0}):
-        with pytest.raises(PrepareError, match="expected"):
+        with pytest.raises(InputError, match="expected"):
             prepare_demo(tmp_path / "out", **(SMALL | options))
     assert main(["demo", "--out", str(tmp_path / "out"), "--cases", "1"]) == 1
     assert not (tmp_path / "out").exists()

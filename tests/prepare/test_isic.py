@@ -10,8 +10,8 @@ from PIL import Image
 
 from prepare.__main__ import main
 from prepare.isic import FOLDERS, Pair, prepare_isic, split_parts
-from prepare.output import PrepareError
 from tests.helpers import read
+from transforms import InputError
 
 
 def write_part(raw: Path, year: int, part: str, count: int, start: int = 0, shape: tuple[int, int] = (40, 60)) -> None:
@@ -89,7 +89,7 @@ def test_2018_and_a_new_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("train", "val", "counts"), [(2000, 150, (1500, 650)), (2594, 100, (1886, 808))])
 def test_published_counts(tmp_path: Path, train: int, val: int, counts: tuple[int, int]) -> None:
-    pair: Pair = (tmp_path, tmp_path)
+    pair: Pair = (tmp_path, (tmp_path,))
     parts = {"train": {f"a{n}": pair for n in range(train)}, "val": {f"b{n}": pair for n in range(val)}}
     drawn = split_parts(parts, "7:3", 42)
     assert (len(drawn["train"]), len(drawn["val"])) == counts
@@ -99,15 +99,15 @@ def test_bad_input_is_named(raw: Path, tmp_path: Path) -> None:
     images, masks = (raw / name for name in FOLDERS[2017]["val"])
 
     def expect(what: str, **options: Any) -> None:
-        with pytest.raises(PrepareError, match=what):
+        with pytest.raises(InputError, match=what):
             prepare_isic(raw, tmp_path / "out", **({"year": 2017} | options))
         assert not (tmp_path / "out").exists()
 
     expect("no pictures in ISIC2018", year=2018)
     expect("--size 0 5", size=(0, 5))
     Image.fromarray(np.zeros((40, 59), np.uint8)).save(masks / "ISIC_0000100_segmentation.png")
-    expect("ISIC_0000100_segmentation.*59×40 pixels, the image 60×40")
-    expect("ISIC_0000100_segmentation.*59×40 pixels, the image 60×40", size=(8, 8))
+    expect("ISIC_0000100_segmentation.*59×40 pixels, the image .* 60×40")
+    expect("ISIC_0000100_segmentation.*59×40 pixels, the image .* 60×40", size=(8, 8))
     (masks / "ISIC_0000100_segmentation.png").unlink()
     expect(r"val: no mask of the same name for .*ISIC_0000100\.jpg$")
     (images / "ISIC_0000100.jpg").unlink()
@@ -129,3 +129,41 @@ def test_command_line(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "train  7" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*arguments, "--year", "2016"])
+
+
+def test_an_archive_one_level_too_deep_is_found(raw: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(FOLDERS[2017]["train"]):
+        deeper = raw / (name if number else "download")
+        (raw / name).rename(raw / "moved")
+        deeper.mkdir()
+        (raw / "moved").rename(deeper / name)
+    prepare_isic(raw, tmp_path / "out", year=2017)
+    assert len(ids(tmp_path / "out" / "train.txt")) == 7
+    folder = raw / FOLDERS[2017]["val"][0]
+    (folder / "images").mkdir()
+    for path in folder.glob("ISIC*.*"):
+        path.rename(folder / "images" / path.name)
+    with pytest.raises(InputError, match="val: no image of the same name for"):
+        prepare_isic(raw, tmp_path / "other", year=2017)
+    with pytest.raises(InputError, match="Validation_Data: no pictures with masks in it; unpack"):
+        prepare_isic(raw, tmp_path / "other", year=2017, allow_unpaired=True)
+
+
+def test_a_damaged_image_ends_the_preparation(raw: Path, tmp_path: Path) -> None:
+    path = raw / FOLDERS[2017]["train"][0] / "ISIC_0000003.jpg"
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(InputError, match=r"ISIC_0000003\.jpg: not a readable picture"):
+        prepare_isic(raw, tmp_path / "out", year=2017)
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_masks_and_several(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = raw / FOLDERS[2017]["train"][1]
+    Image.fromarray(np.zeros((40, 60), np.uint8)).save(masks / "ISIC_0000001_segmentation.png")
+    second = np.zeros((40, 60), np.uint8)
+    second[:5] = 1
+    (masks / "ISIC_0000002_segmentation.png").rename(masks / "ISIC_0000002_mask.png")
+    Image.fromarray(second).save(masks / "ISIC_0000002_mask_1.png")
+    prepare_isic(raw, tmp_path / "out", year=2017)
+    assert "WARNING: 1 masks are empty: ISIC_0000001" in capsys.readouterr().out
+    assert (read(tmp_path / "out/train/masks/ISIC_0000002.png") == 255).sum() == 19 * 30 + 5 * 60

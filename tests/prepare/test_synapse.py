@@ -12,7 +12,6 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from prepare.__main__ import main
-from prepare.output import PrepareError
 from prepare.synapse import TEST_CASES, TRAIN_CASES, load_volume, prepare_synapse
 from tests.helpers import contents
 from transforms import ORIENTATION, SYNAPSE_CLASSES, InputError
@@ -207,7 +206,7 @@ def test_an_earlier_result_is_replaced_whole_and_only_when_asked(raw: Path, tmp_
     out = tmp_path / "out"
     prepare_synapse(raw, out, [5], [1])
     before = contents(out)
-    with pytest.raises(PrepareError, match="exists already"):
+    with pytest.raises(InputError, match="exists already"):
         prepare_synapse(raw, out, [5], [2])
     assert contents(out) == before
     prepare_synapse(raw, out, [5], [2], overwrite=True)
@@ -225,7 +224,7 @@ def test_an_earlier_result_is_replaced_whole_and_only_when_asked(raw: Path, tmp_
 def test_folders_of_others_are_never_replaced(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
-    with pytest.raises(PrepareError, match="not prepared here"):
+    with pytest.raises(InputError, match="not prepared here"):
         prepare_synapse(raw, tmp_path / "thesis", [5], [1], overwrite=True)
     assert contents(tmp_path / "thesis") == {"chapter1.txt": b"years of work"}
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transforms import (
     PICTURE_SUFFIXES,
     SYNAPSE_CLASSES,
     VOLUME_SUFFIXES,
-    DatasetError,
+    InputError,
     LabelSet,
     find_files,
     image_split,
@@ -51,9 +52,9 @@ def test_dermoscopy_layout(files: Files) -> None:
     assert len(parts.validation) == 3
     assert sorted(stems(parts.train) + stems(parts.validation)) == NAMES
     assert parts.rule == "IoU on held-out training images"
-    with pytest.raises(DatasetError, match="selection must be one of holdout, paper, not 'best'"):
+    with pytest.raises(InputError, match="selection must be one of holdout, paper, not 'best'"):
         image_split(root, selection="best")
-    with pytest.raises(DatasetError, match="a share of 1 of the 10 images"):
+    with pytest.raises(InputError, match="a share of 1 of the 10 images"):
         image_split(root, val_fraction=1)
 
 
@@ -68,10 +69,10 @@ def test_ultrasound_lists_choose_and_order_the_images(files: Files) -> None:
     assert stems(parts.test) == NAMES[4:]
     assert parts.validation == parts.test
     assert str(root / "masks/0/00.png") in {item["label"] for item in parts.train}
-    with pytest.raises(DatasetError, match=r"no train and val list for --fold 3; there are busi_train1\.txt, busi_tr"):
+    with pytest.raises(InputError, match=r"no train and val list for --fold 3; there are busi_train1\.txt, busi_tr"):
         image_split(root, fold=3)
     (root / "busi_val1.txt").write_text("99\n")
-    with pytest.raises(DatasetError, match="99 is listed but .*images has no such picture"):
+    with pytest.raises(InputError, match=r"busi_val1\.txt: 99 is listed but .*images has no such picture"):
         image_split(root, fold=1)
 
 
@@ -80,7 +81,7 @@ def test_own_folder_pairs_by_stem_whatever_the_suffixes(files: Files) -> None:
     masks = ("a_mask.png", "b_segmentation.PNG", "c.bmp", "d.png", "e_mask.tif", "f.png", "g.png", "h.png", "i.x.png",
              "j_1_mask.png")  # fmt: skip
     root = files(*(f"images/{n}" for n in images), *(f"masks/{n}" for n in masks))
-    files("images/.DS_Store", "images/._a.png", "images/notes.txt", "masks/no_partner.png")
+    files("images/.DS_Store", "images/._a.png", "images/notes.txt")
     parts = image_split(root)
     items = [*parts.train, *parts.validation, *parts.test]
     found = {Path(item["image"]).name: Path(item["label"]).name for item in items}
@@ -93,18 +94,21 @@ def test_own_folder_pairs_by_stem_whatever_the_suffixes(files: Files) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], r"holds no images to train on .*python -m prepare busi --raw DIR.*prepare isic.*prepare demo"),
-        (["images/a.png"], r"masks is missing"),
-        (["images/a.png", "masks/b.png"], r"masks: no mask of the same name for .*images.a\.png$"),
-        (["images/a.txt", "masks/a.png"], r"images holds no picture \(\.png"),
-        (["images/a.png", "masks/a.png", "masks/a_mask.png"], r"a\.png and .*a_mask\.png have the same name"),
+        ([], r": holds no images to train on .*python -m prepare busi --raw DIR.*prepare isic.*prepare demo"),
+        (["images/a.png"], r"masks: is missing"),
+        (
+            ["images/a.png", "masks/b.png"],
+            r"masks: no mask of the same name for .*images.a\.png; .*--allow_unpaired true",
+        ),
+        (["images/a.png", "masks/a.png", "masks/b.png"], r"masks: no image of the same name for .*masks.b\.png; "),
+        (["images/a.txt", "masks/a.png"], r"images: holds no picture \(\.png"),
+        (["images/a.png", "masks/a.png", "masks/a_mask.png"], r"a\.png: has the same name as .*a_mask\.png; rename"),
         (["images/a.png", "masks/a.png"], r"a share of 0\.3 of the 1 images"),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_one_line(files: Files, names: list[str], message: str) -> None:
-    with pytest.raises(SystemExit, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         image_split(files(*names))
-    assert caught.value.code == str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -129,11 +133,11 @@ def test_a_draw_parts_the_images_and_leaves_some_on_both_sides(
 def test_find_files(files: Files) -> None:
     root = files("b.png", "a.JPG", "c.txt", "a.nii.gz", "a_pred.nii", "c.npy.h5")
     assert [Path(item["image"]).name for item in find_files(root, PICTURE_SUFFIXES)] == ["a.JPG", "b.png"]
-    assert len(find_files(root, VOLUME_SUFFIXES)) == 3
-    with pytest.raises(DatasetError, match=r"c\.txt is or holds no \.png"):
+    assert len(find_files(root, VOLUME_SUFFIXES)) == 2
+    with pytest.raises(InputError, match=r"c\.txt: is or holds no \.png"):
         find_files(root / "c.txt", PICTURE_SUFFIXES)
     files("a.nii")
-    with pytest.raises(DatasetError, match=r"a\.nii and .*a\.nii\.gz have the same name.* overwrite each other"):
+    with pytest.raises(InputError, match=r"a\.nii: has the same name as .*a\.nii\.gz; .* overwrite each other"):
         find_files(root, VOLUME_SUFFIXES)
 
 
@@ -166,12 +170,12 @@ def test_whole_cases_are_held_out_with_their_slices_in_order(synapse: Path) -> N
 
 
 def test_what_is_wrong_with_synapse_data_is_one_line(synapse: Path) -> None:
-    with pytest.raises(DatasetError, match=r"4 of the 4 training cases .* give another --val_cases"):
+    with pytest.raises(InputError, match=r"4 of the 4 training cases cannot .* give another --val_cases"):
         synapse_split(synapse, 4)
-    with pytest.raises(DatasetError, match="val_cases case0001 are no training cases"):
+    with pytest.raises(InputError, match="val_cases case0001 are no training cases"):
         synapse_split(synapse, ["case0001"])
     (synapse / "train_npz/case0005_slice001.npz").unlink()
-    with pytest.raises(DatasetError, match=r"case0005_slice001\.npz is listed but missing"):
+    with pytest.raises(InputError, match=r"case0005_slice001\.npz: is listed but missing"):
         synapse_split(synapse, 1, selection="paper")
 
 
@@ -199,8 +203,149 @@ def test_labels_say_what_follows_from_them() -> None:
         (["cup"], [0, 1], "^label_map must be .* in whole numbers"),
         (["cup", "disc"], {0: 0, 128: 1, 255: 3}, "^label_map gives class 3, but classes names 1 … 2$"),
         (["cup"], {0: -1}, "^label_map gives class -1, but"),
+        (["cup"], {"85": 1, "0": 0}, "^label_map must be .*; write the numbers without quotes$"),
+        (["cup"], {-1: 0, 0: 1}, "^label_map lists numbers from -1 to 0, pictures hold 0 … 65535$"),
+        (["cup", "disc"], {0: 0, 5: 1}, "^label_map lists no number for class 2, disc$"),
+        (["cup"], {0: 1}, "^label_map makes 0 class 1 and lists no number for the background"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(classes: Any, label_map: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         LabelSet(classes, label_map)
+
+
+def test_input_is_a_file_a_folder_or_several(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    root = files("2018/b.png", "2018/a.jpg", "2018/a_mask.png", "2018/a_probability_1.png", "2018/notes.txt", "c.PNG")
+    files("2018/._a.jpg", "2018/deep/d.png")
+    folder = root / "2018"
+
+    def names(path: Any) -> list[str]:
+        return [Path(item["image"]).name for item in find_files(path, PICTURE_SUFFIXES)]
+
+    assert names(folder) == ["a.jpg", "b.png"]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{folder}: passed over: ")
+    for part in ("1 hidden", "1 sub-folder", "1 *.txt", "1 *_mask", "1 *_probability"):
+        assert part in record.getMessage()
+    # as a shell expands *
+    assert names(sorted(map(str, folder.glob("[!.]*")))) == ["a.jpg", "b.png", "d.png"]
+    assert names([root / "c.PNG", str(folder / "b.png"), folder / "b.png"]) == ["c.PNG", "b.png"]
+    assert names((root / "c.PNG",)) == ["c.PNG"]
+    # asked for by its name
+    assert names(folder / "a_mask.png") == ["a_mask.png"]
+    with pytest.raises(InputError, match=r"d\.png: does not exist; give a file"):
+        find_files([root / "c.PNG", root / "d.png"], PICTURE_SUFFIXES)
+    with pytest.raises(InputError, match=r"deep: is or holds no .*\(passed over: 1 \*\.txt\)"):
+        find_files(files("deep/x.txt") / "deep", PICTURE_SUFFIXES)
+    with pytest.raises(InputError, match=r"is or holds no \.png"):
+        find_files([], PICTURE_SUFFIXES)
+
+
+def test_a_folder_whose_name_is_a_number(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files("2018/images/a.png", "2018/images/b.png", "2018/masks/a.png", "2018/masks/b.png"))
+    number: Any = 2018
+    assert len(image_split(number, selection="paper").train) == 1
+    assert len(find_files("2018/images", PICTURE_SUFFIXES)) == 2
+    with pytest.raises(InputError, match="2018: holds no prepared Synapse"):
+        synapse_split(number)
+    monkeypatch.chdir("2018/images")
+    assert len(find_files(".", PICTURE_SUFFIXES)) == 2
+    Path("~c.png").touch()
+    assert [Path(item["image"]).expanduser().exists() for item in find_files(".", PICTURE_SUFFIXES)] == [True] * 3
+
+
+ODD = ["a b", "#1", "50%", "a@b", "$x_1$", "été 図", "two\nlines", "'quoted'", " lead", "[1]", "*"]
+
+
+def test_odd_names_are_paired(files: Files) -> None:
+    root = files(*(f"images/{name}.png" for name in ODD), *(f"masks/{name}_mask.png" for name in ODD))
+    split = image_split(root)
+    assert len(split.train) + len(split.validation) + len(split.test) == len(ODD)
+    listed = [name for name in ODD if "\n" not in name]
+    (root / "x_train1.txt").write_text("\n".join(listed[:5]), encoding="utf-8")
+    (root / "x_val1.txt").write_text("\n".join(f"{name}.png" for name in listed[5:]), encoding="utf-8")
+    assert stems(image_split(root, selection="paper").train) == listed[:5]
+    assert stems(image_split(root, selection="paper").test) == listed[5:]
+
+
+def test_what_lies_beside_images_is_passed_over(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    beside = ("Thumbs.db", "a_superpixels.png", "b_mask.png", "._a.jpg")
+    masks = ("a_segmentation.png", "a_superpixels.png", "b_mask.png", "b_mask_1.png")
+    here = [*(f"images/{name}" for name in ("a.jpg", "b.jpg", *beside)), *(f"masks/{name}" for name in masks)]
+    names = [f"{part}/{name}" for part in ("train", "val") for name in here]
+    split = image_split(files(*names), selection="paper")
+    assert stems([{"image": split.train[0]["image"], "label": split.train[0]["label"]}]) == ["a"]
+    assert [Path(mask).name for mask in split.train[1]["label"]] == ["b_mask.png", "b_mask_1.png"]
+    assert "passed over: 4 hidden, 2 *_superpixels, 2 *_mask" in caplog.text
+
+
+def test_unpaired_files_are_refused_or_left_out(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    root = files(*(f"images/{n}.png" for n in "abcd"), *(f"masks/{n}.png" for n in "bcdef"))
+    with pytest.raises(InputError, match=r"no mask of the same name for .*a\.png; add it.*--allow_unpaired true"):
+        image_split(root)
+    split = image_split(root, allow_unpaired=True, selection="paper")
+    assert sorted(stems(split.train) + stems(split.test)) == ["b", "c", "d"]
+    assert "passed over: 2 mask without image, 1 image without mask" in caplog.text
+    with pytest.raises(InputError, match="holds no picture that has a mask in"):
+        image_split(files("x/images/a.png", "x/masks/b.png") / "x", allow_unpaired=True)
+    with pytest.raises(InputError, match="masks: holds a folder of masks for each of several classes"):
+        image_split(files("y/images/a.png", "y/masks/0/a.png", "y/masks/1/a.png") / "y")
+
+
+def test_lists_that_are_empty_or_overlap_are_refused(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    root = files(*(f"images/{n}.png" for n in NAMES), *(f"masks/{n}.png" for n in NAMES))
+    train, val = root / "busi_train1.txt", root / "busi_val1.txt"
+
+    def refused(what: str, training: str, validation: str) -> None:
+        train.write_text(training)
+        val.write_text(validation)
+        with pytest.raises(InputError, match=what):
+            image_split(root)
+
+    refused(r"busi_train1\.txt: lists nothing", "\n", "00")
+    refused(r"busi_val1\.txt: lists nothing", "00", "\r\n")
+    refused(r"busi_val1\.txt: 1 images are listed for training and for testing, such as 01", "00\n01", "01\n02")
+    refused(r"busi_val1\.txt: 98 is listed .* … \(2 names\)", "00\n01", "98\n99")
+    val.write_text("02\n98")
+    assert stems(image_split(root, selection="paper", allow_unpaired=True).test) == ["02"]
+    train.write_bytes(b"\xef\xbb\xbf00\r\n\r\n01\r\n01\r\n")
+    val.write_text("02.png\n03")
+    split = image_split(root, selection="paper")
+    assert (stems(split.train), stems(split.test)) == (["00", "01"], ["02", "03"])
+    assert "1 names stand there more than once" in caplog.text
+    for fold in ("*", "1*", 2, "[1]"):
+        with pytest.raises(InputError, match="no train and val list for --fold"):
+            image_split(root, fold=fold)  # type: ignore[arg-type]
+    files("isic_train1.txt")
+    with pytest.raises(InputError, match=r"busi_train1\.txt: is of the same split as isic_train1\.txt"):
+        image_split(root)
+
+
+def test_the_same_file_in_both_parts_is_refused(files: Files) -> None:
+    names = [f"{part}/{kind}/{n}.png" for part in ("train", "val") for kind in ("images", "masks") for n in "ab"]
+    root = files(*names)
+    for index, name in enumerate(names):
+        (root / name).write_text(str(index))
+    assert len(image_split(root).test) == 2
+    (root / "val/images/b.png").write_bytes((root / "train/images/b.png").read_bytes())
+    with pytest.raises(InputError, match=r"val.images.b\.png: is a training image too; leave"):
+        image_split(root)
+
+
+def test_synapse_lists_that_are_empty_or_overlap_are_refused(synapse: Path) -> None:
+    lists = synapse / "lists/lists_Synapse"
+    for cases in ([], "", ["case0005", "case0006", "case0007", "case0009"]):
+        with pytest.raises(InputError, match="val_cases"):
+            synapse_split(synapse, cases)
+    assert [case["image"][0][-21:-13] for case in synapse_split(synapse, "case0006").validation] == ["case0006"]
+    (lists / "test_vol.txt").write_bytes(b"\xef\xbb\xbfcase0001\r\n")
+    assert len(synapse_split(synapse, 1).test) == 1
+    (lists / "test_vol.txt").write_text("case0001\ncase0005\n")
+    with pytest.raises(InputError, match=r"case0005 are in train\.txt and in test_vol\.txt"):
+        synapse_split(synapse)
+    (lists / "test_vol.txt").write_text("\n")
+    with pytest.raises(InputError, match=r"test_vol\.txt: lists nothing"):
+        synapse_split(synapse)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import unicodedata
+from collections import Counter
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -17,11 +19,17 @@ from transforms import (
     by_name,
     case_name,
     check_output,
+    find_folder,
     has_suffix,
     list_files,
+    made_of,
     pair_by_name,
+    pair_masks,
+    passed_over,
+    read_list,
     replacing,
     stem,
+    without_by_products,
 )
 
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1)
@@ -71,7 +79,7 @@ def test_files_are_listed_sorted_without_hidden_ones(tmp_path: Path) -> None:
     assert everywhere == [tmp_path / "a.JPG", tmp_path / "b.png", tmp_path / "sub/e.png"]
     assert list_files(tmp_path / ".d.png", [".png"]) == [tmp_path / ".d.png"]
     assert list_files(tmp_path / "c.txt", [".png"]) == []
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+    with pytest.raises(InputError, match="nowhere: does not exist$"):
         list_files(tmp_path / "nowhere", [".png"])
 
 
@@ -82,7 +90,6 @@ def test_each_case_finds_its_label(numbers: list[int], decoration: str) -> None:
     pairs = pair_by_name(first, second)
     assert [one for one, _ in pairs] == first
     assert all(case_name(one) == case_name(two) for one, two in pairs)
-    assert pair_by_name(first[1:], second, spare=True) == pairs[1:]
 
 
 def test_equal_stems_belong_together_whatever_else_they_look_like() -> None:
@@ -96,12 +103,12 @@ def test_equal_stems_belong_together_whatever_else_they_look_like() -> None:
     [
         (["a.png"], ["b.png"], "^no mask of the same name for a.png$"),
         (["a.png"], ["a.png", *"fedcb"], r"^no image of the same name for b, c, d … \(5 files\)$"),
-        (["a.png", "a.jpg"], ["a.png"], "^a.png and a.jpg have the same name: rename or remove one of them$"),
-        (["a.png"], ["a.png", "a_mask.png"], "^a.png and a_mask.png have the same name"),
+        (["a.png", "a.jpg"], ["a.png"], "^a.png: has the same name as a.jpg; rename or remove one of them$"),
+        (["a.png"], ["a.png", "a_mask.png"], "^a.png: has the same name as a_mask.png; rename"),
     ],
 )
 def test_files_without_one_partner_are_named(first: list[str], second: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         pair_by_name(paths(*first), paths(*second), ("image", "mask"))
 
 
@@ -194,3 +201,99 @@ def test_too_little_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     message = r": 2 MB are free, about 70,000 MB needed; free some, or choose another folder$"
     with pytest.raises(InputError, match=message):
         check_output(tmp_path, 70_000_000_000)
+
+
+def test_what_a_folder_holds_besides_is_counted(tmp_path: Path) -> None:
+    for name in ("a.PNG", "._a.png", ".DS_Store", "Thumbs.db", "notes.txt", "b.txt", "README", "sub/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    passed: Counter[str] = Counter()
+    assert list_files(tmp_path, PICTURE_SUFFIXES, passed=passed) == [tmp_path / "a.PNG"]
+    assert passed == {"hidden": 3, "*.txt": 2, "without suffix": 1, "sub-folder": 1, "link to nothing": 1}
+    assert passed_over(passed).startswith("passed over: 3 hidden, 2 *.txt, ")
+    assert passed_over(Counter()) == ""
+
+
+def test_by_products_stay_behind_their_image(tmp_path: Path) -> None:
+    made = [
+        "a_mask.png",
+        "a_MASK_1.png",
+        "a_Segmentation.png",
+        "a_superpixels.png",
+        "a_probability_2.png",
+        "a_pred.png",
+    ]
+    files = paths("a.jpg", *made, "b_mask.png", "c_superpixels.png", "d_1.png", "other/a_mask.png")
+    passed: Counter[str] = Counter()
+    assert [str(file) for file in without_by_products(files, passed)] == [
+        "a.jpg",
+        "b_mask.png",
+        "d_1.png",
+        "other/a_mask.png",
+    ]
+    assert passed == {"*_mask": 2, "*_segmentation": 1, "*_superpixels": 2, "*_probability": 1, "*_pred": 1}
+    assert {made_of(name) for name in made} == {"a"}
+
+
+def test_second_masks_belong_to_their_image() -> None:
+    images = paths("i/a.jpg", "i/b.jpg", "i/c.jpg")
+    masks = paths(
+        "m/a_mask.png", "m/a_mask_1.png", "m/a_mask_2.png", "m/b.png", "m/c_mask_7.png", "m/b_superpixels.png"
+    )
+    assert pair_masks(images, masks) == [
+        (images[0], tuple(masks[:3])),
+        (images[1], (masks[3],)),
+        (images[2], (masks[4],)),
+    ]
+
+
+def test_images_and_masks_alone_are_refused_or_counted() -> None:
+    images, masks = paths("a.jpg", "b.jpg"), paths("a_mask.png", "c_mask.png", "c_mask_1.png")
+    with pytest.raises(InputError, match=r"^no mask of the same name for b\.jpg$"):
+        pair_masks(images, masks)
+    with pytest.raises(InputError, match=r"^no image of the same name for c_mask\.png$"):
+        pair_masks(images[:1], masks)
+    passed: Counter[str] = Counter()
+    assert pair_masks(images, masks, allow_unpaired=True, passed=passed) == [(images[0], (masks[0],))]
+    assert passed == {"image without mask": 1, "mask without image": 1}
+    for twice in (["a.png", "a_mask.png"], ["a_mask_1.png", "a_mask_1.jpg"], ["a.png", "a.jpg"]):
+        with pytest.raises(InputError, match=r"^a.*: has the same name as a"):
+            pair_masks(images[:1], paths(*twice))
+    with pytest.raises(InputError, match=r"^a\.jpg: has the same name as a\.png; rename"):
+        pair_masks(paths("a.jpg", "a.png"), paths("a_mask.png"))
+
+
+def test_accented_letters_may_be_written_in_either_way() -> None:
+    one, two = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
+    assert one != two
+    assert pair_by_name([Path(one)], [Path(two)]) == [(Path(one), Path(two))]
+    with pytest.raises(InputError, match="has the same name"):
+        by_name([Path(one), Path(two)])
+
+
+def test_lists_from_any_editor(tmp_path: Path) -> None:
+    path = tmp_path / "train.txt"
+    path.write_bytes("\ufeffbenign (1)\r\n\r\n  \r\nété\u2028x\r\nlast".encode())
+    assert read_list(path) == ["benign (1)", "été\u2028x", "last"]
+    for content in ("é".encode("latin-1"), "names".encode("utf-16"), "names".encode("utf-16-be"), b"\x89PNG\r\n\x1a\n"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"train\.txt: is no list of names.*; save it as"):
+            read_list(path)
+    with pytest.raises(InputError, match=r"none\.txt: no such file"):
+        read_list(tmp_path / "none.txt")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_list(tmp_path)
+
+
+def test_a_folder_is_found_where_archives_unpack_it(tmp_path: Path) -> None:
+    deep = tmp_path / "download/Data/Data"
+    deep.mkdir(parents=True)
+    (tmp_path / "__MACOSX/Data").mkdir(parents=True)
+    assert find_folder(tmp_path, "Data") == deep
+    (deep.parent / "a.png").touch()
+    assert find_folder(tmp_path, "Data") == deep.parent
+    assert find_folder(tmp_path, "D?ta") is None
+    (tmp_path / "again/Data").mkdir(parents=True)
+    with pytest.raises(InputError, match="again.Data: is there twice: .*download.Data; leave one"):
+        find_folder(tmp_path, "Data")
