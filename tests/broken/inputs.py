@@ -36,7 +36,7 @@ class Input:
         named: words of which the line must hold one.
         words: the command line.
         kind: what the change is of, such as "png"; a sample takes some of each.
-        others: results that must be there whatever becomes of the broken one, such as "out/a_mask.png".
+        others: how the results of the other files are called, such as "a_mask.png" and "metrics.csv a".
         unprivileged: must not run as root.
         renamed: {part of a name in the good result: the same part in this one}.
     """
@@ -276,12 +276,12 @@ def _infer() -> Iterator[Input]:
         (".png", "cmunext_busi", pictures.png()), (".jpg", "vmunet_isic", pictures.jpg()),
     ):  # fmt: skip
         chosen = [change for change in made if change.name not in gone]
-        others = (f"out/lesion{number}_mask.png" for number in (0, 2))
+        others = (f"lesion{number}_mask.png" for number in (0, 2))
         yield from of_file(
             f"inferring {bundle}: folder", f"in/lesion1{suffix}", "lesion1", suffix[1:], chosen, [*others]
         )
     chosen = [change for change in volume if change.name not in gone]
-    others = (f"out/img{number:04d}_pred.nii.gz" for number in (1, 3))
+    others = (f"img{number:04d}_pred.nii.gz" for number in (1, 3))
     yield from of_file("inferring vmunet_synapse: folder", "in/img0002.nii.gz", "img0002", "nii.gz", chosen, [*others])
 
 
@@ -298,10 +298,12 @@ def _score() -> Iterator[Input]:
     yield from of_file("evaluation: pictures", "pred/a0_mask.png", "a0", "mask", mask, partner="a0_segmentation.png")
     gone = {"missing", "a folder", "a dangling link", "a link to itself", "a pipe", "a link to the file"}
     chosen = [change for change in label if change.name not in gone]
-    yield from of_file("evaluation: folder", "true/label0002.nii.gz", "0002", "nii.gz", chosen)
+    others = (f"metrics.csv label{case:04d} " for case in (1, 3))
+    yield from of_file("evaluation: folder", "true/label0002.nii.gz", "0002", "nii.gz", chosen, [*others])
     drawn = [change for change in mask if change.name not in gone]
+    others = (f"metrics.csv a{number}_segmentation " for number in (0, 2))
     yield from of_file(
-        "evaluation: folder of pictures", "pred/a1_mask.png", "a1", "mask", drawn, partner="a1_segmentation.png"
+        "evaluation: folder of pictures", "pred/a1_mask.png", "a1", "mask", drawn, [*others], "a1_segmentation.png"
     )
 
 

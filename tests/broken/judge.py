@@ -15,12 +15,14 @@ from tests.broken.changes import EITHER, FAILS, REFUSED, SAID, SAME, Expected
 from tests.broken.worlds import written
 
 # Lines of the log, MONAI's and the bundles'.
-LOG = re.compile(r"^(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d(,\d+)? (- )?(INFO|WARNING)\b")
-WARNING = re.compile(r"^\d\d:\d\d:\d\d WARNING\b")
+LOG = re.compile(r"^(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d(,\d+)? (- )?(INFO|WARNING|ERROR)\b")
+COMPLAINT = re.compile(r"^\d\d:\d\d:\d\d (WARNING|ERROR)\b")
 # What Python, fire and torch say, and no user asked for.
 MACHINE = re.compile(
     r"^\w*(Error|Exception|Warning|Exit)\b:|ConfigExpression|^ERROR: |object has no attribute|site-packages"
 )
+# Of a table of results, which counts the cases.
+HEADING = re.compile(r"; model selected by: ")
 # What is left of a bar in front of a line.
 BAR = re.compile(r"\d%\|.*\d/\d")
 # Where a run may leave what it had begun: TensorBoard's events, and what is asked for by a broken input itself.
@@ -32,6 +34,7 @@ class Outcome(Enum):
 
     CLEAR = "one clear line"
     RIGHT = "accepted rightly"
+    TWICE = "said twice"
     FAILED = "MONAI's own words"
     WRONG = "accepted wrongly"
     HANG = "hang"
@@ -76,7 +79,7 @@ def said(printed: str, usual: set[str]) -> list[str]:
     found, in_usage = [], False
     for line in lines(printed):
         in_usage = line.startswith("usage: ") or (in_usage and line.startswith(" "))
-        if not (in_usage or LOG.match(line) or shape(line) in usual):
+        if not (in_usage or LOG.match(line) or HEADING.search(line) or shape(line) in usual):
             found.append(line)
     return found
 
@@ -151,7 +154,7 @@ def judge(
         usual: the shapes of the lines that the good input's run printed.
         expected: what must come of the input.
         named: words of which the line must hold one.
-        others: results that must be there whatever becomes of this input.
+        others: the results of the other files: they must be there, and nothing else.
     """
 
     def verdict(outcome: Outcome, reason: str) -> Verdict:
@@ -193,7 +196,9 @@ def _refused(
     run: Run, folder: Path, good: Mapping[str, Any], usual: set[str], expected: Expected, named: tuple[str, ...],
     others: tuple[str, ...],
 ) -> tuple[Outcome, str]:  # fmt: skip
-    left = left_behind(run, set(others) | ({"out/metrics.csv", "out/summary.json"} if others else set()))
+    left = left_behind(
+        run, {"out/summary.json", *(f"out/{other.split(' ')[0]}" for other in others)} if others else set()
+    )
     if expected is FAILS:
         return (Outcome.HALF, f"left behind: {', '.join(left[:3])}") if left else (Outcome.FAILED, "")
     last = lines(run.printed)[-1] if lines(run.printed) else ""
@@ -202,7 +207,7 @@ def _refused(
     if left:
         return Outcome.HALF, f"left behind: {', '.join(left[:3])}"
     spoken = said(run.printed, usual)
-    naming = [line for line in lines(run.printed) if _names(line, named) and (line in spoken or WARNING.match(line))]
+    naming = [line for line in lines(run.printed) if _names(line, named) and (line in spoken or COMPLAINT.match(line))]
     if expected is SAME:
         return Outcome.OTHER, f"refused, and is good: {last[:200]}"
     if not spoken:
@@ -213,12 +218,12 @@ def _refused(
         return Outcome.OTHER, f"the last line does not name it: {last[:200]}"
     if BAR.search(spoken[-1]):
         return Outcome.OTHER, f"behind a bar: {spoken[-1][:200]}"
-    if len(naming) > 1:
-        return Outcome.OTHER, f"said {len(naming)} times: {naming[0][:200]}"
     if MACHINE.search(spoken[-1]) or len(spoken[-1].split()) < 4 or len(spoken[-1]) > 1000:
         return Outcome.OTHER, f"no line for people: {spoken[-1][:200]}"
-    if missing := [name for name in others if not _as_good(folder, name, good)]:
-        return Outcome.OTHER, f"stopped the rest: {missing[0]} is not there"
+    if others and (difference := _of_the_rest(folder, others, good)):
+        return Outcome.OTHER, f"the rest: {difference}"
+    if len(naming) > 1:
+        return Outcome.TWICE, f"said {len(naming)} times: {naming[0][:200]}"
     return Outcome.CLEAR, spoken[-1]
 
 
@@ -226,11 +231,7 @@ def _names(line: str, named: tuple[str, ...]) -> bool:
     return any(name in line for name in named)
 
 
-def _as_good(folder: Path, name: str, good: Mapping[str, Any]) -> bool:
-    """True where a result of the others is there and is what the good run wrote."""
-    path = folder / name
-    if not path.is_file():
-        return False
-    start = path.relative_to(folder / "out").as_posix()
-    found = {key: value for key, value in written(folder / "out").items() if key.startswith(start)}
-    return not differing(found, {key: value for key, value in good["result"].items() if key.startswith(start)})
+def _of_the_rest(folder: Path, others: tuple[str, ...], good: Mapping[str, Any]) -> str:
+    """Where the results of the other files differ from those of the good run; empty if they do not."""
+    found = {key: value for key, value in written(folder / "out").items() if not key.startswith("summary.json")}
+    return differing(found, {key: value for key, value in good["result"].items() if key.startswith(others)})

@@ -219,15 +219,15 @@ def states() -> list[Change]:
     return [
         *archive(),
         *(Change(f"no {key}", weights(lambda state, key=key: {k: v for k, v in state.items() if k != key}), REFUSED)
-          for key in ("model", "optimizer", "lr_scheduler", "trainer", "selection")),
+          for key in ("model", "optimizer", "lr_scheduler", "position", "selection", "settings")),
         Change("weights alone", weights(lambda state: state["model"]), REFUSED),
         Change("a NaN in the model", model(lambda t: t * torch.nan), REFUSED),
         Change("a tensor of another shape", model(lambda t: torch.cat([t, t])), REFUSED),
         Change("a learning rate of NaN", momentum(float("nan")), REFUSED),
         Change("a learning rate of words", momentum("fast"), REFUSED),  # type: ignore[arg-type]
-        Change("steps in words", within("trainer", lambda t: {**t, "iteration": "two"}), REFUSED),
-        Change("−2 steps", within("trainer", lambda t: {**t, "iteration": -2}), REFUSED),
-        Change("all epochs done", within("trainer", lambda t: {**t, "iteration": 20}), REFUSED),
+        Change("an epoch in words", within("position", lambda p: {**p, "epoch": "two"}), REFUSED),
+        Change("−2 epochs", within("position", lambda p: {**p, "epoch": -2}), REFUSED),
+        Change("all epochs done", within("position", lambda p: {**p, "epoch": 20}), REFUSED),
         Change("selection of a word", within("selection", lambda s: "best"), REFUSED),
         Change("a best score of NaN", within("selection", lambda s: {**s, "best": float("nan")}), EITHER),
     ]  # fmt: skip
