@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,11 +74,14 @@ def of_file(
     """
     for change in made:
 
-        def edit(folder: Path, change: Change = change) -> None:
-            change.edit(folder / path)
+        def edit(place: Path, change: Change = change) -> None:
+            change.edit(place / path)
 
-        named = (Path(path).name, *change.also, *((case, Path(path).parts[0]) if change.gone else ()))
+        folder = Path(path).parent.as_posix()
+        named = (Path(path).name, *change.also, *((case, folder) if change.gone and len(folder) > 3 else ()))
         named += (partner,) if partner else ()
+        # what is only counted is called by its case
+        named += (case,) if change.expected is SAID else ()
         yield Input(
             WORLDS[world], f"{path}: {change.name}", edit, change.expected, named, WORLDS[world].words, kind,
             tuple(others), change.unprivileged,
@@ -99,13 +103,15 @@ def of_options(world: str, options: Iterable[tuple[str, str | Sequence[str], Exp
     for option, value, expected in options:
         values = [value] if isinstance(value, str) else list(value)
         words = _replaced(WORLDS[world].words, option, values)
-        # the last part of a nested key, and the whole of it
+        # a nested key by its last part, a file by its name, a class or a setting by its word, an empty path as a dot
+        parts = {word for value in values for word in re.findall(r"[\w.]+", value) if len(word) > 3}
+        parts |= {Path(folder).name for value in values for folder in (value, Path(value).parent)}
         named = (
             option,
             option.rpartition("#")[2],
-            option.replace("#", "::"),
             option.replace("-", "_"),
-            *filter(None, values),
+            *(values if all(values) else ["."]),
+            *filter(None, parts),
         )
         name = f"--{option} {' '.join(values)}".strip()
         yield Input(WORLDS[world], name, lambda folder: None, expected, named, words, "option")  # fmt: skip
@@ -173,7 +179,9 @@ def of_folders(world: str, option: str, folder: str) -> Iterator[Input]:
         # what fire takes for an option of its own never reaches us
         if not name.startswith("-"):
             named = (name, repr(name)[1:-1], option)
-            yield Input(WORLDS[world], f"--{option} {name!r}", edit, EITHER, named, tuple(words), "name")
+            # a macro of MONAI's
+            expected = FAILS if name.startswith("%") else EITHER
+            yield Input(WORLDS[world], f"--{option} {name!r}", edit, expected, named, tuple(words), "name")
 
 
 def _prepare() -> Iterator[Input]:
@@ -257,7 +265,8 @@ def _infer() -> Iterator[Input]:
     yield from of_file("inferring cmunext_busi", "in/lesion0.png", "lesion0", "png", pictures.png())
     yield from of_file("inferring vmunet_isic", "in/lesion0.jpg", "lesion0", "jpg", pictures.jpg())
     yield from of_file("inferring cmunext_busi: tif", "in/lesion0.tif", "lesion0", "tif", pictures.tif())
-    volume = [*nifti.nifti_gz(), *nifti.ct_values()]
+    # one slice
+    volume = expecting([*nifti.nifti_gz(), *nifti.ct_values()], {"two axes": ANY})
     yield from of_file("inferring vmunet_synapse", "in/img0001.nii.gz", "img0001", "nii.gz", volume)
     yield from of_file("inferring vmunet_synapse: nii", "in/img0001.nii", "img0001", "nii", nifti.nifti_plain())
     yield from of_file("inferring vmunet_synapse: h5", "in/case0001.npy.h5", "case0001", "h5", arrays.h5_image())
@@ -343,7 +352,7 @@ def _options() -> Iterator[Input]:
         ("early_stop", "x", REFUSED), ("early_stop", "-1", REFUSED), ("num_workers", "-1", REFUSED),
         ("num_workers", "x", REFUSED), ("seed", "x", REFUSED), ("seed", "-1", ANY),
         ("selection", "best", REFUSED), ("pretrained", "nowhere.pt", REFUSED), ("resume", "true", REFUSED),
-        ("train#dataloadr#drop_last", "true", REFUSED), ("train#dataloader#drop_lst", "true", REFUSED),
+        ("train#dataloadr#drop_last", "true", FAILS), ("train#dataloader#drop_lst", "true", REFUSED),
         ("train#dataloader#drop_last", "maybe", REFUSED), ("optimizer#momentm", "0.5", REFUSED),
         ("ckpt_dir", "data/busi_train1.txt", REFUSED), ("ckpt_dir", "data/busi_train1.txt/models", REFUSED),
         ("log_dir", "data/busi_train1.txt", REFUSED), ("config_file", "nowhere.yaml", FAILS),

@@ -207,7 +207,8 @@ def _refused(
     if left:
         return Outcome.HALF, f"left behind: {', '.join(left[:3])}"
     spoken = said(run.printed, usual)
-    naming = [line for line in lines(run.printed) if _names(line, named) and (line in spoken or COMPLAINT.match(line))]
+    complaints = [line for line in lines(run.printed) if COMPLAINT.match(line) and shape(line) not in usual]
+    naming = [line for line in spoken + complaints if _names(line, named)]
     if expected is SAME:
         return Outcome.OTHER, f"refused, and is good: {last[:200]}"
     if not spoken:
@@ -218,7 +219,7 @@ def _refused(
         return Outcome.OTHER, f"the last line does not name it: {last[:200]}"
     if BAR.search(spoken[-1]):
         return Outcome.OTHER, f"behind a bar: {spoken[-1][:200]}"
-    if MACHINE.search(spoken[-1]) or len(spoken[-1].split()) < 4 or len(spoken[-1]) > 1000:
+    if MACHINE.search(spoken[-1]) or len(spoken[-1].split()) < 3 or len(spoken[-1]) > 1000:
         return Outcome.OTHER, f"no line for people: {spoken[-1][:200]}"
     if others and (difference := _of_the_rest(folder, others, good)):
         return Outcome.OTHER, f"the rest: {difference}"

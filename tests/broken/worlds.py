@@ -397,7 +397,9 @@ def _parts(path: Path) -> Iterator[tuple[str, Any]]:
         yield "", np.asarray(Image.open(path))
     elif name.endswith((".nii", ".nii.gz")):
         image = nib.load(path)
-        yield "array", np.asarray(image.dataobj)
+        array = np.asarray(image.dataobj)
+        # one volume may be stored as the first of one
+        yield "array", array[..., 0] if array.ndim == 4 and array.shape[-1] == 1 else array
         yield "affine", image.affine
     elif name.endswith(".npz"):
         with np.load(path) as file:
