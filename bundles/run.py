@@ -139,6 +139,13 @@ def one_line(error: BaseException) -> str | None:
             return f"{one.filename}: {one.strerror}" if one.filename else str(one.strerror)
         if isinstance(one, MemoryError) or re.search(r"out of memory|can't allocate memory", text):
             return "there is not enough memory: give a smaller --batch_size or --image_size"
+        if "Expected more than 1 value per channel when training" in text:
+            return (
+                "batch norms cannot learn from one pixel: give a larger --image_size, or a --batch_size that leaves no"
+                " single image at the end"
+            )
+        if "DataLoader worker (pid" in text:
+            return "a process that loads images was killed, there may be no memory left: try --num_workers 0"
         if line := _of_configuration(one):
             return line
     return None

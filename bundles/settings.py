@@ -87,7 +87,16 @@ def _device(value: Any) -> str:
 
 
 SWITCHES = (
-    *("allow_unpaired", "assume_hu", "debug", "deterministic", "force", "load_pretrain", "probabilities"),
+    *(
+        "allow_overlap",
+        "allow_unpaired",
+        "assume_hu",
+        "debug",
+        "deterministic",
+        "force",
+        "load_pretrain",
+        "probabilities",
+    ),
     "sync_batch_norm",
 )
 # What each setting may be, in words, and the function that takes it or raises an exception.

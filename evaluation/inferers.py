@@ -19,8 +19,6 @@ from transforms import InputError, spline_zoom
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 5
-
 
 def to_labels(logits: Tensor) -> Tensor:
     """Class of every pixel, (N, C, H, W) logits → (N, 1, H, W) uint8.
@@ -153,13 +151,13 @@ class FileDataset(Dataset):
 class FileEvaluator(SupervisedEvaluator):
     """MONAI's `SupervisedEvaluator` for the files of a folder: one that cannot be read does not stop the rest.
 
-    Failures are logged as they come. At the end `run` raises them.
+    At the end failures are logged, and `run` raises their number.
 
     Example:
         >>> loader = torch.utils.data.DataLoader([{"failure": "a.png: no such file"}])
         >>> FileEvaluator("cpu", loader, torch.nn.Identity()).run()
         Traceback (most recent call last):
-        transforms.files.InputError: 1 of 1 files failed: a.png: no such file
+        transforms.files.InputError: a.png: no such file
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -180,9 +178,14 @@ class FileEvaluator(SupervisedEvaluator):
             # rank 0 speaks for all
             self.failures = [line for lines, _ in gathered for line in lines] if idist.get_rank() == 0 else []
             files = sum(count for _, count in gathered)
-        if self.failures:
-            shown = "; ".join(self.failures[:SHOWN]) + "; …" * (len(self.failures) > SHOWN)
-            raise InputError(f"{len(self.failures)} of {files} files failed: {shown}")
+        if not self.failures:
+            return
+        count = f"{len(self.failures)} of {files} files failed"
+        if len(self.failures) == 1:
+            raise InputError(self.failures[0] if files == 1 else f"{count}: {self.failures[0]}")
+        for failure in self.failures:
+            logger.error(failure)
+        raise InputError(f"{count}; they are listed above, the others are done")
 
     def _iteration(self, engine: Any, batchdata: Any) -> Any:
         if "failure" in batchdata:
@@ -196,7 +199,6 @@ class FileEvaluator(SupervisedEvaluator):
 
     def _fail(self, reason: str) -> list[dict]:
         self.failures.append(reason)
-        logger.error(reason)
         # what handlers get: the outputs of no file
         return []
 

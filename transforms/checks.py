@@ -123,7 +123,7 @@ def check_data(split: DataSplit, labels: LabelSet | Sequence[str], mode: str | b
         mode: "quick" or true opens a few pairs of each part, "full" all of them, "false" none.
 
     Raises:
-        InputError: when the data hold errors, each of which is logged; or when there is no such mode.
+        InputError: naming the first error in the data, after the others are logged; or when there is no such mode.
 
     Example:
         >>> item = {"image": "nowhere.png", "label": "nowhere.png"}
@@ -141,18 +141,19 @@ def check_data(split: DataSplit, labels: LabelSet | Sequence[str], mode: str | b
         logger.info(line)
     for line in report.warnings:
         logger.warning(line)
-    if len(report.errors) > 1:
-        for line in report.errors[:LOGGED_ERRORS]:
-            logger.error(line)
+    # the first is what raise_errors says
+    for line in report.errors[1:LOGGED_ERRORS]:
+        logger.error(line)
     report.raise_errors()
 
 
 def check_split(split: DataSplit, labels: LabelSet | Sequence[str], full: bool = False) -> DataReport:
     """What is wrong with the parts of a data set, as far as one can tell without training on it.
 
-    Errors: an empty training part; a file that is missing or cannot be read; image and label of different sizes; label
-    numbers without a class; one image in two parts. Warnings: a CT case in two parts; masks that mark nothing, images
-    that show nothing, classes that no training image shows, equal images, and pictures that are nearly equal.
+    Errors: an empty training part, or one whose masks mark nothing; a file that is missing or cannot be read; image and
+    label of different sizes; label numbers without a class; one image in two parts. Warnings: a CT case in two parts;
+    masks that mark nothing, images that show nothing, classes that no training image shows, equal images, and pictures
+    that are nearly equal.
 
     Args:
         split: the data.
@@ -192,6 +193,8 @@ def check_split(split: DataSplit, labels: LabelSet | Sequence[str], full: bool =
     warnings += [*_shared_cases(everything), *_empty(good, full), *_constant(good, full)]
     if full and not errors:
         warnings += _absent(good, labels)
+    if not errors and _marks_nothing(pairs["training"], good, labels):
+        errors.append("no training mask marks anything: there is nothing to learn")
     warnings += _listed("the same image more than once", [" = ".join(map(str, group)) for group in equal], equal)
     warnings += _listed("nearly the same image twice", [f"{one} ≈ {two}" for one, two in near], near)
     sizes = sorted({content.shape for content in good}, key=np.prod)
@@ -406,6 +409,14 @@ def _empty(contents: Sequence[Content], full: bool) -> Iterator[str]:
 def _constant(contents: Sequence[Content], full: bool) -> Iterator[str]:
     if names := _lacking(contents, full, lambda content: not content.constant):
         yield f"{_some(names)}: the image shows nothing, all its values are nearly equal"
+
+
+def _marks_nothing(pairs: Sequence[Pair], contents: Sequence[Content], labels: LabelSet) -> bool:
+    """True where all masks of the training part are background; those that were not opened are, until one is not."""
+    known = {content.pair: content.classes for content in contents if content.pair.part == "training"}
+    if any(classes - {0} for classes in known.values()):
+        return False
+    return not any(_label(file, labels).any() for pair in pairs if pair not in known for file in pair.labels)
 
 
 def _absent(contents: Sequence[Content], labels: LabelSet) -> Iterator[str]:

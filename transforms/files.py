@@ -30,7 +30,7 @@ _SUFFIX = re.compile(rf"(?<=.)((\.npy)?({_VOLUME})|{_PICTURE}|\.npz)\Z", re.IGNO
 # What masks, predictions and by-products add to the name of their image.
 _ADDED = r"_(segmentation|seg|mask(_\d+)?|superpixels|probability(_\d+)?|labels?|gt|prediction|pred|trans|lesion)\Z"
 _ADDITION = re.compile(rf"(?<=.){_ADDED}", re.IGNORECASE | re.DOTALL)
-# MONAI's SaveImage makes case0001.npy_pred.nii.gz from case0001.npy.h5, hence `.npy` here.
+# MONAI's own SaveImage makes case0001.npy_pred.nii.gz from case0001.npy.h5, hence `.npy` here.
 _DECORATION = re.compile(rf"(?<=.)({_ADDED}|\.npy\Z)|\A(img|label)(?=\d)", re.IGNORECASE | re.DOTALL)
 _SECOND_MASK = re.compile(r"_mask_\d+\Z", re.IGNORECASE)
 
@@ -224,7 +224,7 @@ def read_list(path: PathLike) -> list[str]:
     """The names in a text file, one a line; blank lines, a byte order mark and Windows' line ends do not matter.
 
     Raises:
-        InputError: when there is no such file, or it is no text.
+        InputError: when there is no such file, it is no text, or a name leads to another folder.
 
     Example:
         >>> import tempfile
@@ -244,7 +244,10 @@ def read_list(path: PathLike) -> list[str]:
     if "\0" in text:
         raise InputError("is no list of names", path=path, remedy="save it as a text file in UTF-8 again")
     # Not splitlines, which divides names at rarer characters too.
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    names = [line.strip() for line in text.split("\n") if line.strip()]
+    if astray := next((name for name in names if name == ".." or Path(name).name != name), None):
+        raise InputError(f"{printable(astray)} is no name but leads to a folder", path=path, remedy="list names alone")
+    return names
 
 
 def by_name(files: Iterable[Path], name: Callable[[Path], str] = case_name) -> dict[str, Path]:

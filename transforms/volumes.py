@@ -33,7 +33,7 @@ from monai.transforms import SaveImage, SaveImaged
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, convert_to_numpy, ensure_tuple
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from transforms.files import VOLUME_SUFFIXES, InputError, PathLike, has_suffix, replacing
+from transforms.files import VOLUME_SUFFIXES, InputError, PathLike, has_suffix, replacing, stem
 from transforms.intensity import WINDOW_HU
 
 # Of prepared volumes (D, H, W): slices run towards Superior, rows Posterior, columns the patient's Left.
@@ -357,10 +357,8 @@ class SaveImageVolume(SaveImage):
             ValueError: when `img` is not one label map on the image's grid.
         """
         meta: Mapping[str, Any] = img.meta if isinstance(img, MetaTensor) else dict(meta_data or {})
-        name = Path(str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, self._data_index))).name
-        suffix = next((end for end in VOLUME_SUFFIXES if has_suffix(name, [end])), "")
-        stem = name[: len(name) - len(suffix)]
-        path = Path(filename or self.output_dir / f"{stem}_{self.postfix}")
+        image = str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, self._data_index))
+        path = Path(filename or self.output_dir / f"{stem(image)}_{self.postfix}")
         labels = whole_numbers(convert_to_numpy(img)[0], path)
         affine = np.asarray(img.affine if isinstance(img, MetaTensor) else meta.get(MetaKeys.AFFINE, SPL_AFFINE))
         mask = _mask_like_input(labels, affine.astype(float), meta)
@@ -381,7 +379,7 @@ class SaveImageVolumed(SaveImaged):
         ...     mask = MetaTensor(np.ones((1, 2, 3, 4)), SPL_AFFINE, {"filename_or_obj": "a.npy.h5"})
         ...     _ = SaveImageVolumed("pred", folder)({"pred": mask})
         ...     [file.name for file in Path(folder).iterdir()]
-        ['a.npy_pred.nii.gz']
+        ['a_pred.nii.gz']
     """
 
     def __init__(

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import signal
 import time
 import weakref
@@ -27,14 +28,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from networks.training.processes import is_rank_zero
 from networks.training.provenance import RunRecord
 from networks.training.speed import check_channels
-from networks.training.steps import EpochSampler
+from networks.training.steps import EpochSampler, NotFinite, SeededDataset
 from networks.weights import load_weights, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
 BEST, LAST, BEFORE_LAST = "model.pt", "last.pt", "last.previous.pt"
+LOG = "training.log"
 # Slurm sends SIGUSR1 ahead of the end where a job asks for it: --signal=USR1@120
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SAME_SIGNAL_SECONDS = 3
 
 
 class Checkpoints:
@@ -43,7 +46,7 @@ class Checkpoints:
     `model.pt` is the network's bare state_dict; under "__run__" its metadata name the run that it is of. Every file is
     written whole or not at all. `last.pt` is what a run goes on from, to the same bits on a CPU, at the end of an epoch
     or within one; the one before stays as `last.previous.pt`, in case the newest is damaged. A signal to stop, SIGTERM,
-    SIGINT or SIGUSR1, lets the step be finished and the state be saved.
+    SIGINT or SIGUSR1, lets the step be finished and the state be saved. What is logged stands in `training.log` too.
 
     Attach it to the trainer when that is complete (in `training`): an epoch is saved after all other handlers have seen
     its end.
@@ -109,8 +112,15 @@ class Checkpoints:
         self.saved_at = time.monotonic()
         self.metric = ""
         self.stopped_by: str | None = None
+        self.stopped_at = 0.0
         self.lock: _Lock | None = None
+        self.log: logging.FileHandler | None = None
+        self.handlers: dict[int, Any] = {}
         self.steps = 0
+        self.moved = False
+        self.ended = False
+        # items of the epoch that had been seen after so many of its steps, when it went on
+        self.seen, self.seen_after = 0, 0
 
     def attach(self, trainer: Workflow, evaluator: Workflow) -> None:
         """Saves after the epochs of `trainer`.
@@ -140,11 +150,16 @@ class Checkpoints:
                 raise
         elif is_rank_zero():
             self._set_aside()
+        if is_rank_zero():
+            self._open_log()
+        self._listen()
+        self.steps = trainer.state.iteration
+        self.optimizer.register_step_post_hook(self._has_moved)
         scored = evaluator if len(evaluator.data_loader) else trainer  # type: ignore[arg-type]
         self.metric = str(scored.state.key_metric_name)
         # an evaluator has one epoch a run
         scored.add_event_handler(Events.EPOCH_COMPLETED, self._score, trainer)
-        trainer.add_event_handler(Events.STARTED, self._listen)
+        trainer.add_event_handler(Events.STARTED, self._begin)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
         trainer.add_event_handler(Events.COMPLETED, self._say_best, scored)
@@ -187,55 +202,97 @@ class Checkpoints:
                 {"metric": self.metric, "score": self.best, "epoch": self.best_epoch} if self.best is not None else None
             )
             self.record.end(how, epochs=trainer.state.epoch, iterations=trainer.state.iteration, best=best)
+        self.ended = True
         self._release()
 
     def _release(self) -> None:
         if self.lock is not None:
             self.lock.release()
+        if self.log is not None:
+            logging.getLogger().removeHandler(self.log)
+            self.log.close()
+            self.log = None
+        # once stopped, further signals change nothing: the program is about to end
+        while self.handlers and self.stopped_by is None:
+            signal.signal(*self.handlers.popitem())
 
     def _on_error(self, trainer: Engine, error: BaseException) -> None:
-        """Saves the state before the step that failed, and hands the error on."""
-        within = trainer.state.iteration % (trainer.state.epoch_length or 1)
-        if isinstance(error, Exception) and within > 1 and self.steps == trainer.state.iteration - 1:
-            trainer.state.iteration -= 1
-            self._save_last(trainer)
-        self._end(f"failed: {str(error).partition(chr(10))[0]}", trainer)
+        """Saves the state before the step that failed, where it is still as it was, and hands the error on."""
+        # ignite hands an error on twice
+        if not self.ended:
+            line = _of_worker(error, trainer)
+            reason = line or str(error).strip().partition("\n")[0] or type(error).__name__
+            if self._is_as_after_the_last_step(trainer, error):
+                trainer.state.iteration = self.steps
+                try:
+                    self._save_last(trainer)
+                except ValueError as another:
+                    logger.warning(str(another))
+            if self.log is not None:
+                self.log.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, reason, (), None))
+            self._end(f"failed: {reason}", trainer)
+            if line:
+                raise ValueError(line) from error
         raise error
 
-    def _listen(self, trainer: Engine) -> None:
-        """From here on a signal to stop is obeyed after the step. Handlers are the main thread's to set."""
+    def _is_as_after_the_last_step(self, trainer: Engine, error: BaseException) -> bool:
+        """True where nothing has changed the state since: the data failed, or the step was found not to be finite."""
+        within_an_epoch = trainer.state.epoch * (trainer.state.epoch_length or 1) > self.steps > 0
+        if not isinstance(error, Exception) or not within_an_epoch or self.moved:
+            return False
+        if isinstance(error, NotFinite):
+            return trainer.state.iteration == self.steps + 1
+        # of several processes this one may be alone with its error, and saving takes all
+        return trainer.state.iteration == self.steps and not dist.is_initialized()
+
+    def _has_moved(self, *_: Any) -> None:
+        self.moved = True
+
+    def _begin(self, trainer: Engine) -> None:
         if self.record is not None:
             self.record.write()
+
+    def _listen(self) -> None:
+        """From here on a signal to stop is obeyed after the step. Handlers are the main thread's to set."""
         with contextlib.suppress(ValueError):
             for number in SIGNALS:
-                signal.signal(number, self._stop)
+                self.handlers[number] = signal.signal(number, self._stop)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.stopped_by is not None:
-            os._exit(128 + number)
+            # torchrun sends on to its processes what the terminal or the queue has sent to all of them
+            if not dist.is_initialized() or time.monotonic() - self.stopped_at > SAME_SIGNAL_SECONDS:
+                os._exit(128 + number)
+            return
         self.stopped_by = signal.Signals(number).name
+        self.stopped_at = time.monotonic()
         logger.info(f"{self.stopped_by}: this step is finished and saved; a second signal ends at once")
 
-    def _must_stop(self) -> bool:
+    def _asked(self) -> tuple[bool, bool]:
+        """Whether to stop, and whether it is time to save."""
+        due = self.minutes > 0 and time.monotonic() - self.saved_at > 60 * self.minutes
         if not dist.is_initialized():
-            return self.stopped_by is not None
-        # a signal reaches the processes at different steps; all must stop after the same one
-        stopping = torch.tensor(float(self.stopped_by is not None), device=_device_of(self.network))
-        dist.all_reduce(stopping)
-        return bool(stopping)
+            return self.stopped_by is not None, due
+        # a signal reaches the processes at different steps, and clocks differ; all must do the same after the same step
+        asked = torch.tensor([float(self.stopped_by is not None), float(due)], device=_device_of(self.network))
+        dist.all_reduce(asked)
+        stop, save = asked.tolist()
+        return bool(stop), bool(save)
 
     def _after_step(self, trainer: Engine) -> None:
-        self.steps = trainer.state.iteration
-        within = trainer.state.iteration % (trainer.state.epoch_length or 1)
-        if within and self._must_stop():
+        self.steps, self.moved = trainer.state.iteration, False
+        if trainer.state.iteration % (trainer.state.epoch_length or 1) == 0:
+            return
+        stop, save = self._asked()
+        if stop or save:
             self._save_last(trainer)
+        if stop:
             self._say_stopped(trainer)
-        elif within and self.minutes and time.monotonic() - self.saved_at > 60 * self.minutes:
-            self._save_last(trainer)
 
     def _after_epoch(self, trainer: Engine) -> None:
+        self.seen, self.seen_after = 0, 0
         last = trainer.state.epoch == trainer.state.max_epochs or trainer.should_terminate
-        stop = self._must_stop()
+        stop, _ = self._asked()
         if last or stop or trainer.state.epoch % self.interval == 0:
             self._save_last(trainer)
         if stop and not last:
@@ -253,13 +310,11 @@ class Checkpoints:
 
     def _save_last(self, trainer: Engine) -> None:
         length = trainer.state.epoch_length or 1
-        within = trainer.state.iteration % length
-        position = {
-            "epoch": trainer.state.epoch - bool(within),
-            "step": within,
-            "steps": length,
-            "seen": within * (trainer.data_loader.batch_size or 1) if within else 0,  # type: ignore[attr-defined]
-        }
+        epoch, within = divmod(trainer.state.iteration, length)
+        position = {"epoch": epoch, "step": within, "steps": length, "seen": 0}
+        if within:
+            batch = (trainer.data_loader.batch_size or 1) * _world_size()  # type: ignore[attr-defined]
+            position["seen"] = self.seen + (within - self.seen_after) * batch
         metrics = {name: metric.state_dict() for name, metric in self.metrics.items()} if within else {}
         selection = {"best": self.best, "best_epoch": self.best_epoch, "since_best": self.since_best}
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
@@ -284,6 +339,8 @@ class Checkpoints:
                     os.replace(path, self.ckpt_dir / BEFORE_LAST)
         # torch reports a full disk as a RuntimeError of its writer
         except (OSError, RuntimeError) as error:
+            if WORKER.search(str(error)):
+                raise
             reason = error.strerror if isinstance(error, OSError) and error.strerror else "the disk is full or failed"
             line = f"{path} cannot be written ({reason}); the file before it is whole"
             if self.on_save_error == "stop":
@@ -292,7 +349,7 @@ class Checkpoints:
 
     def _set_aside(self) -> None:
         """Moves the files of an earlier run into a folder of their own."""
-        names = [BEST, LAST, BEFORE_LAST, "run.json", "history.csv", "curves.png", "training.log"]
+        names = [BEST, LAST, BEFORE_LAST, LOG, "run.json", "history.csv", "curves.png"]
         files = [self.ckpt_dir / name for name in names if (self.ckpt_dir / name).is_file()]
         if not any(file.name in (BEST, LAST) for file in files):
             return
@@ -302,6 +359,11 @@ class Checkpoints:
         for file in files:
             os.replace(file, folder / file.name)
         logger.info(f"an earlier run's files are now in {folder}; --resume true would have gone on with it")
+
+    def _open_log(self) -> None:
+        self.log = logging.FileHandler(self.ckpt_dir / LOG, encoding="utf-8")
+        self.log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(self.log)
 
     # Going on
 
@@ -330,6 +392,11 @@ class Checkpoints:
         self._take_rate([initial if initial is not None else rate for rate, initial in given])
         if trainer.state.epoch >= (trainer.state.max_epochs or 0):
             raise ValueError(f"{path} has finished its {trainer.state.epoch} epochs: give a larger --max_epochs")
+        if 0 < self.patience <= self.since_best:
+            raise ValueError(
+                f"{path} has ended early, after {self.since_best} validations without a better one: give a larger"
+                " --early_stop, or 0"
+            )
         within = f" and {state['position']['step']} steps" if state["position"]["step"] else ""
         logger.info(f"resumed from {path} after epoch {trainer.state.epoch}{within}")
 
@@ -361,6 +428,8 @@ class Checkpoints:
         if seen:
             if not isinstance(loader.sampler, EpochSampler):
                 raise ValueError("only EpochSampler goes on within an epoch")
+            # processes that are more or fewer than before see a few items again
+            seen //= _world_size()
             left = _batches(len(loader.sampler) - seen, loader)
         trainer.state.epoch_length = length
         trainer.state.epoch = position["epoch"]
@@ -372,12 +441,19 @@ class Checkpoints:
             if self.lr_scheduler.last_epoch == before != position["epoch"]:
                 self.lr_scheduler.last_epoch = trainer.state.iteration
         if seen:
-            trainer.add_event_handler(Events.EPOCH_STARTED(once=1), self._go_on_within, seen, state["metrics"])
+            # ignite counts the epochs of the whole run
+            this = Events.EPOCH_STARTED(once=position["epoch"] + 1)
+            trainer.add_event_handler(this, self._go_on_within, seen, state["metrics"])
 
     def _go_on_within(self, trainer: Any, seen: int, metrics: dict[str, Any]) -> None:
         trainer.data_loader.sampler.set_epoch(trainer.state.epoch, skip=seen)
-        for name, metric in self.metrics.items():
-            metric.load_state_dict(metrics[name])
+        self.seen, self.seen_after = seen * _world_size(), trainer.state.iteration % trainer.state.epoch_length
+        try:
+            for name, metric in self.metrics.items():
+                metric.load_state_dict(metrics[name])
+        # other metrics, or another number of processes
+        except (ValueError, KeyError):
+            logger.warning("the training's metrics of this epoch are of the steps from here on")
 
     def _take_rate(self, given: list[float]) -> None:
         """Takes this command's learning rate where it differs from the one that the run began with."""
@@ -464,9 +540,11 @@ class _Lock:
         self.descriptor = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self.release()
             raise ValueError(f"{folder} is in use by another run: wait for it, or give another --ckpt_dir") from error
+        except OSError as error:
+            logger.warning(f"{folder} cannot be locked ({error.strerror}): start no second run in it")
         _held.add(self)
 
     def release(self) -> None:
@@ -488,6 +566,29 @@ def _release_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_release_all)
+
+
+# What PyTorch says of a loader's process that has ended, from wherever the program is then.
+WORKER = re.compile(r"DataLoader worker \(pids?(?:\(s\))? ([\d, ]+)\)")
+
+
+def _of_worker(error: BaseException, trainer: Any) -> str:
+    """What to say where a loader's process was killed, with the files that it was at; else nothing."""
+    found = WORKER.search(str(error))
+    if found is None:
+        return ""
+    dataset = getattr(getattr(trainer, "data_loader", None), "dataset", None)
+    numbers = [int(number) for number in found[1].split(",")]
+    files = dataset.last_files(numbers) if isinstance(dataset, SeededDataset) else []
+    at = f", its last file was {', '.join(files)}" if files else ""
+    memory = (
+        "there may be too little memory (/dev/shm)" if "shared memory" in str(error) else "there may be no memory left"
+    )
+    return f"a process that loads images was killed{at}; {memory}, or the file crashes its reader: try --num_workers 0"
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _batches(items: int, loader: Any) -> int:

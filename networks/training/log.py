@@ -109,15 +109,19 @@ class EpochLog:
             engine.add_event_handler(Events.STARTED, self.read)
             engine.add_event_handler(Events.EPOCH_STARTED, self.start)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.log)
-            engine.add_event_handler(Events.COMPLETED, self.draw)
+            engine.add_event_handler(Events.COMPLETED, lambda: self.try_to(self.draw))
 
     def read(self, engine: Engine) -> None:
         """Takes over the epochs of the run before it was stopped."""
         file = self.folder / HISTORY
-        if engine.state.epoch and file.is_file():
+        if not engine.state.epoch or not file.is_file():
+            return
+        try:
             with file.open(newline="", encoding="utf-8") as lines:
                 rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines)]
             self.rows = [row | {"epoch": int(row["epoch"])} for row in rows if row["epoch"] <= engine.state.epoch]
+        except (OSError, ValueError, TypeError, KeyError, csv.Error):
+            logger.warning(f"{file} cannot be read: it begins anew")
 
     def validated(self) -> None:
         self.validations += 1
@@ -134,9 +138,9 @@ class EpochLog:
         values = {name: float(value) for name, value in {**engine.state.metrics, **validation}.items()}
         epoch, epochs = engine.state.epoch, engine.state.max_epochs or 0
         self.rows.append({"epoch": epoch, **values, **_rates(engine), "seconds": seconds, "memory_gb": _peak_gb()})
-        self.write()
-        if self.validations and time.monotonic() - self.drawn_at > SECONDS_BETWEEN_DRAWINGS:
-            self.draw()
+        drawing = self.validations and time.monotonic() - self.drawn_at > SECONDS_BETWEEN_DRAWINGS
+        for step in (self.write, self.draw) if drawing else (self.write,):
+            self.try_to(step)
         parts = [f"{name} {value:.4f}" if math.isfinite(value) else f"{name} n/a" for name, value in values.items()]
         if self.validations and (best := self.best()):
             parts.append(best)
@@ -154,6 +158,13 @@ class EpochLog:
             if math.isfinite(score) and (best is None or self.validator.metric_cmp_fn(score, best[0])):
                 best = score, int(row["epoch"])
         return f"best {best[0]:.4f} in epoch {best[1]}" if best else ""
+
+    def try_to(self, step: Callable[[], None]) -> None:
+        """A run does not fail for its curves: whether it ends when the disk is full is asked where states are saved."""
+        try:
+            step()
+        except OSError as error:
+            logger.warning(f"{self.folder}: {HISTORY} or {CURVES} cannot be written ({error.strerror})")
 
     def write(self) -> None:
         names = list(dict.fromkeys(name for row in self.rows for name in row))

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -32,6 +33,12 @@ FILE = "run.json"
 FORMAT = 1
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "monai-cmunext-vmunet")
 PARTS = ("train", "validation", "test")
+SLICE = re.compile(r"(.+)_slice\d+\.npz")
+# What every record says, and of what kind.
+SAID = {
+    "id": str, "started": str, "how_it_ended": str, "command": str, "network": str, "selection": str,
+    "settings": dict, "data": dict,
+}  # fmt: skip
 
 
 class RunRecord:
@@ -102,11 +109,17 @@ class RunRecord:
         self.content["id"] = self.id
 
     def write(self, how_it_ended: str = "running, or killed", **more: Any) -> None:
-        """Writes the file; `more` are facts to add, such as the best score."""
+        """Writes the file; `more` are facts to add, such as the best score. A run does not fail for it."""
         self.content |= {"how_it_ended": how_it_ended, **plain(more)}
-        if is_rank_zero():
+        if not is_rank_zero():
+            return
+        # a file's name may hold bytes that are no text
+        text = json.dumps(self.content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        try:
             with self.replacing(self.path) as temporary:
-                temporary.write_text(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                temporary.write_bytes(text + b"\n")
+        except OSError as error:
+            logger.warning(f"{self.path} cannot be written ({error.strerror})")
 
     def end(self, how: str, **more: Any) -> None:
         """Completes the file."""
@@ -126,28 +139,32 @@ class Origin:
 
     def __init__(self, ckpt_path: str | Path) -> None:
         self.path = Path(ckpt_path)
-        run_id = _run_id(self.path)
-        record = read_run(self.path.with_name(FILE)) if run_id else {}
-        self.record = record if record.get("id") == run_id else {}
+        self.run_id = _run_id(self.path)
+        record = read_run(self.path.with_name(FILE)) if self.run_id else {}
+        self.record = record if record.get("id") == self.run_id else {}
 
     @property
     def selection(self) -> str:
         """How the model was selected, as the run says."""
-        return str(self.record["selection"]) if self.record else "unknown: the weights name no run"
+        if self.record:
+            return str(self.record["selection"])
+        return f"unknown: no {FILE} of the weights' run" if self.run_id else "unknown: the weights name no run"
 
     def check(self, settings: Mapping[str, Any], items: Iterable[Mapping[str, Any]] = (), force: bool = False) -> None:
         """Compares what is asked for now with the run.
 
         Args:
             settings: of this command; only names that the run knows are compared.
-            items: what is to be evaluated; files that the run trained on are found by their content.
+            items: what is to be evaluated. Files are known by their content: those that the run trained on, and those
+                that it had not meant to be tested on.
             force: go on with a warning.
 
         Raises:
             ValueError: naming the difference.
         """
         if not self.record:
-            logger.warning(f"{self.path} is of unknown origin: no {FILE} of its run lies beside it, nothing is checked")
+            why = f"no {FILE} of its run lies beside it" if self.run_id else "it names no run"
+            logger.warning(f"{self.path} is of unknown origin: {why}, nothing is checked")
             return
         known = self.record["settings"]
         differing = [name for name, value in plain(settings).items() if name in known and known[name] != value]
@@ -156,13 +173,17 @@ class Origin:
             self._object(
                 f"{self.path} was trained with {name} {known[name]}, and it is {plain(settings)[name]} now", force
             )
-        trained_on = {item["image"][1] for item in self.record["data"].get("train", [])}
-        for item in _hashed(items):
-            if item["image"][1] in trained_on:
-                self._object(
-                    f"the run of {self.path} was trained on {item['image'][0]}, which is to be evaluated", force
-                )
+        parts = {part: _images(self.record["data"].get(part)) for part in PARTS}
+        # slices of a volume are files of their own
+        cases = {found[1] for file in parts["train"].values() if (found := SLICE.fullmatch(Path(file).name))}
+        asked = [item["image"] for item in _hashed(items)]
+        for file, sha256 in asked:
+            if sha256 in parts["train"] or (isinstance(file, str) and Path(file).name.partition(".")[0] in cases):
+                self._object(f"the run of {self.path} was trained on {file}, which is to be evaluated", force)
                 break
+        else:
+            if file := next((file for file, sha256 in asked if sha256 not in parts["test"]), None):
+                self._object(f"{file} is none of the test images of the run of {self.path}", force)
         logger.info(f"{self.path} is of run {self.record['id'][:8]}, selected by {self.selection}")
 
     def _object(self, line: str, force: bool) -> None:
@@ -180,9 +201,11 @@ def read_run(path: str | Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) and content.get("format") == FORMAT else {}
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return {}
+    return content if all(isinstance(content.get(name), kind) for name, kind in SAID.items()) else {}
 
 
 def plain(value: Any) -> Any:
@@ -206,7 +229,16 @@ def _run_id(path: Path) -> str | None:
         return None
     if isinstance(content, dict) and isinstance(content.get("run_id"), str):
         return content["run_id"]
-    return getattr(content, "_metadata", {}).get("__run__", {}).get("id")
+    for name in ("__run__", "id"):
+        content = getattr(content, "_metadata", content)
+        content = content.get(name) if isinstance(content, Mapping) else None
+    return content if isinstance(content, str) else None
+
+
+def _images(items: Any) -> dict[str, str]:
+    """The images in a part of a record: their files by their hashes."""
+    entries = [item.get("image") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    return {str(entry[1]): str(entry[0]) for entry in entries if isinstance(entry, list) and len(entry) == 2}
 
 
 def _hashed(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -248,15 +280,16 @@ def _git() -> dict[str, Any] | None:
     """Commit of this code, and whether it was as committed; None outside of a checkout."""
     folder = Path(__file__).parents[2]
     try:
-        commit, changed = (
+        top, commit, changed = (
             subprocess.run(
                 ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
             ).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+            for words in (["rev-parse", "--show-toplevel"], ["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"commit": commit, "clean": not changed}
+    # installed code may lie in the repository of something else
+    return {"commit": commit, "clean": not changed} if Path(top).resolve() == folder.resolve() else None
 
 
 def _versions() -> dict[str, str]:

@@ -6,12 +6,16 @@ same with any number of loader workers, and goes on exactly where it was stopped
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -27,6 +31,9 @@ from torch.utils.data import Sampler, get_worker_info
 
 logger = logging.getLogger(__name__)
 
+# Of a loader with more processes than this, two share the place where they note their item.
+WORKERS = 256
+
 
 def mixed(*numbers: int) -> int:
     """A seed of 32 bits that follows from whole numbers, and differs when one of them does.
@@ -36,6 +43,10 @@ def mixed(*numbers: int) -> int:
         (True, False)
     """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+class NotFinite(ValueError):
+    """Several steps in a row were not finite; weights and optimizer are as before the last of them."""
 
 
 class EpochSampler(Sampler[int]):
@@ -100,18 +111,31 @@ class SeededDataset(Dataset):
     def __init__(self, data: Sequence[Any], transform: Callable | Sequence[Callable], seed: int) -> None:
         super().__init__(data, transform)
         self.seed = seed
+        # (process, item) of each loader's process, which all processes see
+        self.last = torch.zeros(WORKERS, 2, dtype=torch.int64).share_memory_()
+
+    def last_files(self, processes: Sequence[int]) -> list[str]:
+        """The files that these processes of a loader took last."""
+        items = {process: item for process, item in self.last.tolist()}
+        return [self._file(items[process]) for process in processes if process in items]
+
+    def _file(self, item: int) -> str:
+        entry = self.data[item]
+        image = entry.get("image") if isinstance(entry, dict) else None
+        return str(image) if isinstance(image, str | os.PathLike | list) else f"item {item}"
 
     def _transform(self, index: int) -> Any:
-        if get_worker_info() is not None:
+        epoch, item = divmod(index, len(self.data))
+        if (worker := get_worker_info()) is not None:
+            self.last[worker.id % WORKERS] = torch.tensor([os.getpid(), item])
             # the main process decides what a signal means; it is sent to all
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        epoch, item = divmod(index, len(self.data))
         if epoch and isinstance(self.transform, Randomizable):
             self.transform.set_random_state(seed=mixed(self.seed, epoch, item))
         result = super()._transform(item)
         if isinstance(result, dict) and isinstance(self.data[item], dict):
-            result["file"] = str(self.data[item].get("image", item))
+            result["file"] = self._file(item)
         return result
 
 
@@ -149,7 +173,9 @@ class Repeatable:
 class StepGuard:
     """Skips a training step whose loss or gradients are not finite, and ends the run after several in a row.
 
-    The norm of the gradients stands in `engine.state.metrics["grad_norm"]`, as the mean of the epoch's finite steps.
+    A skipped step leaves weights, momentum and the statistics of batch norms as they were. The norm of the gradients
+    stands in `engine.state.metrics["grad_norm"]`, as the mean of the epoch's finite steps; where steps were skipped,
+    their number in this command stands in `"skipped_steps"`.
 
     Args:
         network: whose gradients are looked at.
@@ -157,7 +183,7 @@ class StepGuard:
         limit: so many steps in a row that are not finite end the run.
 
     Raises:
-        ValueError: in the run, naming the files of the batch.
+        NotFinite: in the run, naming the files of the batch.
 
     Example:
         >>> StepGuard(nn.Linear(1, 1), clip_grad=1.0).skipped
@@ -171,11 +197,17 @@ class StepGuard:
         self.skipped = 0
         self.in_a_row = 0
         self.norms: list[torch.Tensor] = []
+        self.buffers: list[torch.Tensor] = []
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self.norms.clear)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.remember)
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.check)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
+
+    def remember(self, engine: Engine) -> None:
+        """Keeps what the forward pass changes: one image of NaN would spoil a batch norm for the rest of the run."""
+        self.buffers = [buffer.detach().clone() for buffer in self.network.buffers()]
 
     def check(self, engine: Engine) -> None:
         """Between the backward pass and the optimizer's step; parameters without gradient are not moved by it."""
@@ -192,24 +224,28 @@ class StepGuard:
             return
         for parameter in parameters:
             parameter.grad = None
+        with torch.no_grad():
+            for buffer, before in zip(self.network.buffers(), self.buffers, strict=True):
+                buffer.copy_(before)
         self.skipped += 1
         self.in_a_row += 1
         files = ", ".join(files_of(engine.state.batch))
         what = f"loss {float(loss.mean()):.3g}, gradient norm {float(norm):.3g}"
         logger.warning(f"step {engine.state.iteration} skipped, it is not finite ({what}): {files}")
         if self.in_a_row >= self.limit:
-            raise ValueError(
+            raise NotFinite(
                 f"{self.limit} steps in a row were not finite ({what}), the last with {files}: look at these files, or"
                 " give a smaller --learning_rate or a --clip_grad"
             )
 
     def finish(self, engine: Engine) -> None:
-        if self.norms:
-            engine.state.metrics["grad_norm"] = float(torch.stack(self.norms).mean())
+        engine.state.metrics["grad_norm"] = float(torch.stack(self.norms).mean()) if self.norms else math.nan
+        if self.skipped:
+            engine.state.metrics["skipped_steps"] = self.skipped
 
 
 class FiniteAverage(Average):
-    """ignite's `Average` over the values that are finite: a skipped step counts nowhere.
+    """ignite's `Average` over the values that are finite: a skipped step counts nowhere. NaN where none is finite.
 
     Example:
         >>> average = FiniteAverage()
@@ -222,6 +258,10 @@ class FiniteAverage(Average):
     def update(self, output: Any) -> None:
         if torch.as_tensor(output).isfinite().all():
             super().update(output)
+
+    def compute(self) -> Any:
+        total, count = idist.all_reduce(self.accumulator.clone()), idist.all_reduce(self.num_examples)
+        return total / count if count else math.nan
 
 
 def files_of(batch: Any) -> list[str]:
@@ -245,6 +285,14 @@ def poly_schedule(optimizer: Optimizer, steps: int, power: float = 0.9) -> Lambd
         [0.01]
     """
     return LambdaLR(optimizer, lambda step: max(1 - max(step - 1, 0) / steps, 0.0) ** power)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Ends loader processes when this one ends: Python's own way, SIGTERM, is what they ignore."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _world_size() -> int:

@@ -110,7 +110,8 @@ def of_options(world: str, options: Iterable[tuple[str, str | Sequence[str], Exp
             option,
             option.rpartition("#")[2],
             option.replace("-", "_"),
-            *(values if all(values) else ["."]),
+            *(value for value in values if len(value) > 3),
+            *([] if all(values) else ["."]),
             *filter(None, parts),
         )
         name = f"--{option} {' '.join(values)}".strip()

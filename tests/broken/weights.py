@@ -229,5 +229,6 @@ def states() -> list[Change]:
         Change("−2 epochs", within("position", lambda p: {**p, "epoch": -2}), REFUSED),
         Change("all epochs done", within("position", lambda p: {**p, "epoch": 20}), REFUSED),
         Change("selection of a word", within("selection", lambda s: "best"), REFUSED),
-        Change("a best score of NaN", within("selection", lambda s: {**s, "best": float("nan")}), EITHER),
+        # the next finite score is the best then
+        Change("a best score of NaN", within("selection", lambda s: {**s, "best": float("nan")}), ANY),
     ]  # fmt: skip

@@ -73,7 +73,7 @@ def test_training_says_what_it_does_and_leaves_checkpoints_and_curves(bundle: st
     last = saved(folder / "last.pt")
     assert last["position"] == {"epoch": 2, "step": 0, "steps": STEPS[bundle], "seen": 0}
     assert last["model"].keys() == saved(folder / "model.pt").keys()
-    files = ["curves.png", "history.csv", "last.previous.pt", "last.pt", "model.pt", "run.json", "runs"]
+    files = ["curves.png", "history.csv", "last.previous.pt", "last.pt", "model.pt", "run.json", "runs", "training.log"]
     assert sorted(file.name for file in folder.iterdir()) == files
     events = EventAccumulator(str(folder / "runs"), size_guidance={"images": 0})
     events.Reload()
@@ -569,6 +569,8 @@ def test_every_override_that_a_readme_names(
             chosen = {**options(bundle, tmp_path), name: value}
             if name.startswith("network_def#"):
                 del chosen["network_def"]
+            if name in ("label_map", "classes"):
+                chosen["network_def"] = {**OWN[bundle], "out_channels": "$@labels.out_channels"}
             if name == "label_map":
                 chosen["classes"] = TRIED["classes"]
             parser = parsed(bundle, "train", **chosen)

@@ -209,7 +209,9 @@ def test_a_package_of_the_same_name_is_named(data: Path, tmp_path: Path) -> None
     assert line.startswith(f"{tmp_path}/transforms/__init__.py hides this project's package transforms: run from")
 
 
-def test_one_unreadable_file_does_not_stop_the_rest(data: Path, run: Run, tmp_path: Path) -> None:
+def test_one_unreadable_file_does_not_stop_the_rest(
+    data: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "pictures"
     shutil.copytree(data / "busi/images", folder)
     first, second, *rest = sorted(folder.iterdir())
@@ -221,6 +223,15 @@ def test_one_unreadable_file_does_not_stop_the_rest(data: Path, run: Run, tmp_pa
         )  # fmt: skip
     written = {file.name for file in (tmp_path / "out").iterdir()}
     assert written == {f"{file.stem}_mask.png" for file in (first, *rest)}
+    rest[0].write_bytes(b"no picture")
+    with refused("^2 of 2 files failed; they are listed above"):
+        run(
+            "inferring", config("cmunext_busi", "inference"), load_pretrain=False, image_size=32,
+            input=[str(second), str(rest[0])], output_dir=str(tmp_path / "out"),
+            network_def={"_target_": "networks.cmunext_s"},
+        )  # fmt: skip
+    lines = [line.partition(" ERROR ")[2] for line in capsys.readouterr().out.splitlines() if " ERROR " in line]
+    assert [line.partition(": ")[0] for line in lines] == [str(second), str(rest[0])]
 
 
 def test_outputs_that_do_not_fit_the_classes_are_refused(

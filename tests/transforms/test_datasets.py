@@ -344,7 +344,7 @@ def test_synapse_lists_that_are_empty_or_overlap_are_refused(synapse: Path) -> N
     (lists / "test_vol.txt").write_bytes(b"\xef\xbb\xbfcase0001\r\n")
     assert len(synapse_split(synapse, 1).test) == 1
     (lists / "test_vol.txt").write_text("case0001\ncase0005\n")
-    with pytest.raises(InputError, match=r"case0005 are in train\.txt and in test_vol\.txt"):
+    with pytest.raises(InputError, match=r"case0005 is in train\.txt and in test_vol\.txt"):
         synapse_split(synapse)
     (lists / "test_vol.txt").write_text("\n")
     with pytest.raises(InputError, match=r"test_vol\.txt: lists nothing"):

@@ -286,6 +286,14 @@ def test_lists_from_any_editor(tmp_path: Path) -> None:
         read_list(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "a/b", "..", ".", "./a", "x/"])
+def test_names_in_lists_stay_in_their_folder(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.txt"
+    path.write_text(f"a\n{name}\n")
+    with pytest.raises(InputError, match=r"train\.txt: .* is no name but leads to a folder; list names alone"):
+        read_list(path)
+
+
 def test_a_folder_is_found_where_archives_unpack_it(tmp_path: Path) -> None:
     deep = tmp_path / "download/Data/Data"
     deep.mkdir(parents=True)

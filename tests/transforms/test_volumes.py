@@ -466,7 +466,7 @@ def test_prepared_files_know_their_geometry(tmp_path: Path) -> None:
     np.testing.assert_allclose(image.affine, AFFINE)
     np.testing.assert_allclose(image.meta["spacing_mm"], SPACING)
     np.testing.assert_array_equal(LoadImage(VolumeReader("label"))(path), ct() > 0)
-    mask = mask_of(path, tmp_path).with_name("case0001.npy_pred.nii.gz")
+    mask = mask_of(path, tmp_path).with_name("case0001_pred.nii.gz")
     np.testing.assert_allclose(nib.load(mask).affine, AFFINE, atol=1e-5)
     assert nib.load(mask).header.get_xyzt_units()[0] == "mm"
     again = read_volume(mask, "label")
@@ -476,7 +476,7 @@ def test_prepared_files_know_their_geometry(tmp_path: Path) -> None:
 
 def test_released_files_do_not_and_nor_do_their_masks(tmp_path: Path) -> None:
     path = write_h5(tmp_path / "case0001.npy.h5", {}, image=windowed(ct()))
-    mask = mask_of(path, tmp_path).with_name("case0001.npy_pred.nii.gz")
+    mask = mask_of(path, tmp_path).with_name("case0001_pred.nii.gz")
     for volume in (read_volume(path), read_volume(mask, "label")):
         assert (volume.geometry, volume.spacing_mm) == ("assumed", None)
         np.testing.assert_array_equal(volume.affine, SPL_AFFINE)

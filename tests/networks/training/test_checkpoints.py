@@ -19,6 +19,7 @@ from torch import nn
 
 from networks.training import (
     Checkpoints,
+    RunRecord,
     load_trained,
     start_from,
 )
@@ -38,6 +39,7 @@ class Run:
         lowest: bool = False,
         epochs: int = 0,
         rate: float = 1.0,
+        settings: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self.network = nn.Linear(1, 1, bias=False)
@@ -54,8 +56,9 @@ class Run:
             engine.state.key_metric_name = "score"
             engine.metric_cmp_fn = operator.lt if lowest else operator.gt
             engine.data_loader = batches
+        record = RunRecord(folder, self.network, "cpu", None, settings, replacing) if settings else None
         self.checkpoints = Checkpoints(
-            folder, self.network, self.optimizer, self.scheduler, replacing=replacing, **options
+            folder, self.network, self.optimizer, self.scheduler, replacing=replacing, record=record, **options
         )
 
     def step(self, engine: Engine, batch: None) -> None:
@@ -110,8 +113,8 @@ def test_the_best_epoch_is_kept_beside_the_last_until_patience_ends(
     if best_epoch := selection[1]:
         until_best = Run(tmp_path / "other", scores[:best_epoch])()
         assert saved(tmp_path / "new/model.pt")["weight"].item() == until_best.weight
-    files = ["last.previous.pt", "last.pt", "model.pt"]
-    assert sorted(os.listdir(tmp_path / "new")) == files[: 3 if best_epoch else 2]
+    files = ["last.previous.pt", "last.pt", "model.pt", "training.log"]
+    assert sorted(os.listdir(tmp_path / "new")) == [file for file in files if best_epoch or file != "model.pt"]
 
 
 def test_a_training_that_never_validates_says_so(tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_a_training_that_never_validates_says_so(tmp_path: Path) -> None:
     run.evaluator.run = lambda data: None
     with pytest.raises(ValueError, match=r"score was never computed, as no validation ran: there is no model\.pt"):
         run()
-    assert sorted(os.listdir(tmp_path)) == ["last.previous.pt", "last.pt"]
+    assert sorted(os.listdir(tmp_path)) == ["last.previous.pt", "last.pt", "training.log"]
 
 
 def test_the_training_chooses_where_nothing_is_held_out(tmp_path: Path) -> None:
@@ -147,7 +150,10 @@ def test_patience_counts_across_a_resumption(tmp_path: Path) -> None:
     Run(tmp_path, scores[:3])()
     assert Run(tmp_path, scores, resume=True, patience=3)().trainer.state.epoch == 4
     # a smaller patience that has run out already
-    assert Run(tmp_path, scores, resume=True, patience=1)().trainer.state.epoch == 5
+    for patience in (1, 3):
+        with pytest.raises(ValueError, match=r"last\.pt has ended early, after 3 validations .*give a larger"):
+            Run(tmp_path, scores, resume=True, patience=patience)()
+    assert Run(tmp_path, scores, resume=True, patience=4)().trainer.state.epoch == 5
 
 
 def test_what_cannot_be_resumed_is_one_line(tmp_path: Path) -> None:
@@ -211,7 +217,7 @@ def test_starting_anew_keeps_an_earlier_run(tmp_path: Path) -> None:
     kept = [saved(tmp_path / f"earlier-{n}/last.pt")["selection"]["best"] for n in (1, 2)]
     assert kept == [0.5, 1.5]
     assert saved(tmp_path / "last.pt")["selection"]["best"] == 2.5
-    assert sorted(os.listdir(tmp_path)) == ["earlier-1", "earlier-2", "last.pt", "model.pt"]
+    assert sorted(os.listdir(tmp_path)) == ["earlier-1", "earlier-2", "last.pt", "model.pt", "training.log"]
 
 
 def test_a_given_learning_rate_is_taken_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -219,6 +225,7 @@ def test_a_given_learning_rate_is_taken_and_said(tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.INFO):
         resumed = Run(tmp_path, [0.1, 0.2, 0.3], resume=True, rate=0.5)
         resumed.checkpoints.attach(resumed.trainer, resumed.evaluator)
+    resumed.checkpoints._release()
     assert "learning rate 0.5 from here on, as given now; the run began with 1" in caplog.text
     # two epochs of a schedule that halves
     assert resumed.optimizer.param_groups[0]["lr"] == 0.5 / 4
@@ -246,7 +253,7 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".0a1b2c3d.last.pt").write_bytes(b"half")
     (tmp_path / ".mine").touch()
     Run(tmp_path, [0.1])()
-    assert sorted(os.listdir(tmp_path)) == [".mine", "last.pt", "model.pt"]
+    assert sorted(os.listdir(tmp_path)) == [".mine", "last.pt", "model.pt", "training.log"]
 
 
 @pytest.mark.parametrize("on_save_error", ["stop", "continue"])
@@ -271,7 +278,7 @@ def test_a_save_that_fails_leaves_the_old_file(
         assert re.search(rf"last\.pt {line}", caplog.text)
         assert run.trainer.state.epoch == 3
     assert (tmp_path / "last.pt").read_bytes() == before
-    assert sorted(os.listdir(tmp_path)) == ["last.previous.pt", "last.pt", "model.pt"]
+    assert sorted(os.listdir(tmp_path)) == ["last.previous.pt", "last.pt", "model.pt", "training.log"]
 
 
 @pytest.mark.parametrize("load", [load_trained, start_from])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import operator
 import os
 import random
+import re
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -218,6 +220,131 @@ def test_another_batch_size_repeats_and_skips_nothing(before: int, after: int, t
     assert trainer.state.epoch == EPOCHS
 
 
+def test_a_second_stop_in_the_epoch_knows_what_the_first_had_seen(tmp_path: Path) -> None:
+    """4 images, then 5 more with another batch size: 9 have been seen, and not the 10 of two batches of 5."""
+    seen: list[int] = []
+
+    class StopsAfter(SeededDataset):
+        limit = 0
+
+        def _transform(self, index: int) -> Any:
+            seen.append(index)
+            if len(seen) == self.limit:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super()._transform(index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "SeededDataset", StopsAfter)
+        for batch, limit, expected in ((4, 3, 4), (5, 8, 9), (1, 10, 10)):
+            StopsAfter.limit = limit
+            train(tmp_path, batch=batch, resume="auto")
+            position = torch.load(tmp_path / "last.pt", weights_only=True)["position"]
+            assert (position["epoch"], position["seen"]) == (0, expected)
+        StopsAfter.limit = 0
+        train(tmp_path, batch=4, resume=True)
+    assert len(seen) == len(set(seen)) == ITEMS * EPOCHS
+
+
+@pytest.mark.parametrize("step", [1, 5, 6, 7, 11, 12, 13, 17])
+def test_a_run_goes_on_from_any_step(step: int, whole: Path, tmp_path: Path) -> None:
+    """Within the first epoch, a later one, or the last, and between two."""
+
+    class Stops(Repeatable):
+        def start_step(self, engine: Any) -> None:
+            if engine.state.iteration == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            super().start_step(engine)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "Repeatable", Stops)
+        train(tmp_path)
+    position = torch.load(tmp_path / "last.pt", weights_only=True)["position"]
+    assert (position["epoch"], position["step"]) == divmod(step, 6)
+    train(tmp_path, resume=True)
+    assert_same_end(tmp_path, whole)
+
+
+class FailsOnce:
+    """Stands for an image that cannot be read, or for a loader's process that the system kills."""
+
+    def __init__(self, mark: Path, kill: bool) -> None:
+        self.mark = mark
+        self.kill = kill
+        self.number = 0
+
+    def __call__(self, item: Any) -> Any:
+        self.number += 1
+        if self.number == 15 and not self.mark.exists():
+            self.mark.touch()
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError("image file is truncated")
+        return item
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_what_fails_while_data_are_loaded_loses_nothing(
+    kill: bool, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "Slow", lambda seconds: FailsOnce(tmp_path / "failed", kill))
+    line = (
+        r"a process that loads images was killed, its last file was item \d+; .*--num_workers 0" if kill else "applying"
+    )
+    with pytest.raises((ValueError, RuntimeError), match=line) as caught:
+        train(tmp_path, workers=int(kill))
+    assert not kill or "\n" not in str(caught.value)
+    position = torch.load(tmp_path / "last.pt", weights_only=True)["position"]
+    assert position["epoch"] == 1
+    # a loader works ahead, and its end may come in the middle of a step
+    assert position["seen"] or kill
+    log = (tmp_path / "training.log").read_text()
+    assert re.search(r"ERROR .*(its last file was item|applying)", log)
+    train(tmp_path, resume=True)
+    assert_same_end(tmp_path, whole)
+    assert (tmp_path / "training.log").read_text().startswith(log)
+
+
+def test_a_failure_after_a_step_does_not_count_the_step_twice(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that fails, TensorBoard's on a full disk for instance, when the weights have moved already."""
+
+    class Failing(LrScheduleHandler):
+        def __call__(self, engine: Any) -> None:
+            if engine.state.iteration == 9 and not (tmp_path / "last.previous.pt").exists():
+                raise OSError(28, "No space left on device")
+            super().__call__(engine)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "LrScheduleHandler", Failing)
+        with pytest.raises(OSError, match="No space left"):
+            train(tmp_path)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["position"]["epoch"] == 1
+    train(tmp_path, resume=True)
+    assert_same_end(tmp_path, whole)
+
+
+def test_signals_are_the_programs_again_when_the_run_is_over(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    train(tmp_path)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
+
+
 def test_workers_change_nothing(whole: Path, tmp_path: Path) -> None:
     assert in_a_process(tmp_path, workers=2) == 0
     assert_same_end(tmp_path, whole)
+
+
+ENDING = """
+import sys
+from pathlib import Path
+from tests.networks.training.test_resume import train
+trainer = train(Path(sys.argv[1]), workers=2)
+# something holds the loader's iterator until the interpreter ends
+sys.modules["holder"] = trainer
+"""
+
+
+def test_a_run_with_workers_ends(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    subprocess.run([sys.executable, "-c", ENDING, str(tmp_path)], env=environment, check=True, timeout=150)
