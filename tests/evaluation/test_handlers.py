@@ -175,7 +175,7 @@ def test_image_report_of_several_classes_takes_the_largest_logit(tmp_path: Path)
         report.add("x.png", {"image": logits, "pred": prediction, "label": label})
         for row, index in zip(report.scores.rows(), (1, 2), strict=True):
             expected = confusion(logits.argmax(0) == index, label[0] == index)
-            assert (row["tp"], row["fp"], row["fn"], row["tn"]) == expected, key
+            assert (row.score.tp, row.score.fp, row.score.fn, row.score.tn) == expected, key
 
 
 @pytest.mark.parametrize(("bgr", "seen"), [(True, "red"), (False, "blue")])
