@@ -23,14 +23,14 @@ from transforms import (
     InputError,
     SaveImageVolume,
     VolumeReader,
+    has_suffix,
     list_files,
     read_mask,
-    read_picture,
     reoriented,
     stem,
     whole_numbers,
 )
-from transforms.volumes import Volume
+from transforms.volumes import HDF5_SUFFIXES, Volume
 
 _NUMBER = re.compile(r"(\d+)\D*\Z")
 SUFFIX = ".nii.gz"
@@ -52,13 +52,14 @@ def assemble(
     """
     if not output.name.endswith(SUFFIX):
         raise InputError(f"expected a name that ends in {SUFFIX}", path=output)
-    # as labels: any numbers will do, an image's too
-    array, meta = VolumeReader("label").get_data((reference,))
+    # whatever a NIfTI file holds: only its grid is needed
+    reader = VolumeReader("label") if has_suffix(reference, HDF5_SUFFIXES) else VolumeReader(assume_hu=True)
+    array, meta = reader.get_data((reference,))
     volume = reoriented(Volume(array, meta["affine"], None, meta["geometry"]), ORIENTATION)
     files = _in_order(slices, len(volume.array))
     masks = []
     for file in files:
-        mask = read_mask(file, label_map) if label_map else read_picture(file, "ids")
+        mask = read_mask(file, label_map or {number: number for number in range(256)})
         if mask.shape != volume.array.shape[1:]:
             raise InputError(
                 f"{mask.shape[0]} × {mask.shape[1]} pixels, the slices of {reference} have "

@@ -44,7 +44,7 @@ from transforms import (
 )
 
 # Where the cases would take longer than this in one process, the others are started.
-WORTH_SECONDS = 10.0
+WORTH_SECONDS = 20.0
 # What is as bright is white, but for JPEG.
 BRIGHT = 192
 
