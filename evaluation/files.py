@@ -224,6 +224,12 @@ def _measure_pair(pair: Pair, reading: Reading, measuring: Measuring) -> Measure
     try:
         predicted, true, spacing = read_pair(pair, reading)
         classes = reading.classes or max(int(predicted.max(initial=0)), int(true.max(initial=0)), 1)
+        if reading.label_ids and int(predicted.max(initial=0)) > classes:
+            raise InputError(
+                f"holds classes up to {predicted.max()}, --label-ids numbers {classes}",
+                path=pair.prediction,
+                remedy="leave --label-ids out where predictions and labels are numbered alike",
+            )
         predicted, true = class_maps(predicted, true, classes, pair.file)
         case = measure(predicted, true, classes, spacing, measuring)
         levels: tuple[int | None, int | None] = (None, None)

@@ -86,7 +86,7 @@ def confusions(predicted: NDArray[Any], true: NDArray[Any], classes: int) -> lis
     joint = np.zeros(number * number, np.int64)
     # a slice at a time: bincount makes 8 bytes of each voxel
     for one, other in zip(np.atleast_2d(predicted), np.atleast_2d(true), strict=True):
-        joint += np.bincount((one.astype(np.intp) * number + other).ravel(), minlength=number * number)
+        joint += np.bincount((one.astype(np.intp) * number + other.astype(np.intp)).ravel(), minlength=number * number)
     table = joint.reshape(number, number)
     both, of_prediction, of_label = table.diagonal(), table.sum(1), table.sum(0)
     return [

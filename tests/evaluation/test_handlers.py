@@ -189,6 +189,29 @@ def test_pictures_of_bgr_images_show_red_as_red(tmp_path: Path, bgr: bool, seen:
     assert [count(picture, colour) > 10_000 for colour in ("red", "blue")] == [seen == "red", seen == "blue"]
 
 
+@pytest.mark.parametrize("engine", ["fast", "medpy"])
+def test_reports_take_the_options_of_the_command(tmp_path: Path, engine: str) -> None:
+    label = torch.zeros(1, 6, 20, 20)
+    label[:, 1:4, 2:9, 2:9] = 1
+    pred = label.clone()
+    pred[0, 5, 18:, 18:] = 1
+    item = {key: MetaTensor(value, AFFINE) for key, value in (("image", label), ("pred", pred), ("label", label))}
+    options: dict[str, Any] = {"engine": engine, "postprocess": "largest", "picture": True}
+    volumes = VolumeReport(tmp_path / "v", ["a"], tolerance_mm={"a": 0.5}, missed_distance="diagonal", **options)
+    images = ImageReport(tmp_path / "i", ["a"], logits=False, tolerance_px=0, **options)
+    for report, one in ((volumes, item), (images, {key: value[:, 2] for key, value in item.items()})):
+        report.add("x", one)
+        report.finish(Engine(lambda engine, batch: batch))
+        summary = json.loads((report.output_dir / "summary.json").read_text())
+        assert (summary["engine"], summary["postprocess"]) == (engine, "largest")
+        assert report.scores.rows()[0].score.surface_dice == 1
+    assert "0.5 mm" in volumes.scores.summary().protocols["strict"].rules
+    white = count(pixels(tmp_path / "v" / "overview.png"), "white")
+    VolumeReport(tmp_path / "w", ["a"], picture=True).add("x", item)
+    assert count(pixels(tmp_path / "v" / "overview.png"), COLOURS[0]) > 100
+    assert white != count(pixels(tmp_path / "w" / "overview.png"), "white")  # another frame: the false voxels widen it
+
+
 def test_cases_without_a_file_are_numbered(tmp_path: Path) -> None:
     items = [{key: volume_item(1)[key].as_tensor() for key in ("image", "label")} for _ in range(2)]
     evaluator(items, [VolumeReport(tmp_path, CLASSES)]).run()

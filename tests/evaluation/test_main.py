@@ -98,6 +98,10 @@ def test_labels_may_number_their_classes_in_another_way(folders: tuple[Path, Pat
     assert "--label-ids" in message
     strict = protocols(predictions, labels, "--label-ids", 11, 4, "--output", tmp_path)["strict"]
     assert {name: value["dice"]["mean"] for name, value in strict["classes"].items()} == {"class 1": 1, "class 2": 1}
+    save_nifti(predictions / "img0001" / "img0001_trans.nii.gz", raw)
+    message = failure(predictions, labels, "--label-ids", 11, 4)
+    assert "img0001_trans.nii.gz: holds classes up to 11, --label-ids numbers 2; leave --label-ids out" in message
+    assert protocols(predictions, labels, "--output", tmp_path)["strict"]["mean"]["dice"]["mean"] == 1
     assert "--classes names 1 classes, --label-ids numbers 2" in failure(
         predictions, labels, "--classes", "liver", "--label-ids", 11, 4
     )

@@ -14,6 +14,7 @@ from evaluation import dice, hd95
 from evaluation.cases import measure
 from evaluation.metrics import Mask
 from evaluation.protocols import Score, paper, strict
+from evaluation.scores import VolumeScores
 from tests.golden import fill
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses_and_metrics.json").read_text())
@@ -85,6 +86,14 @@ def test_metrics_are_those_of_medpy(pair: MaskPair, with_spacing: bool) -> None:
     spacing = [2.5, 0.7, 1.3][: pair[0].ndim] if with_spacing else None
     assert hd95(*pair, spacing) == binary.hd95(*pair, voxelspacing=spacing)
     assert dice(*pair) == binary.dc(*pair)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint64, np.int64, np.float32, bool])
+def test_label_maps_may_be_of_any_type(kind: type) -> None:
+    scores = VolumeScores(["organ"])
+    row, _ = scores.add("case", PREDICTION.astype(kind), LABEL.astype(kind), (3, 1, 1))
+    assert row.score.dice == binary.dc(PREDICTION, LABEL)
+    assert row.score.hd95 == binary.hd95(PREDICTION, LABEL, (3, 1, 1))
 
 
 @pytest.mark.parametrize(
