@@ -27,6 +27,7 @@ from evaluation import assemble, compare
 from evaluation.assemble import parse_label_map
 from evaluation.cases import Measuring
 from evaluation.files import (
+    REPORT,
     Measured,
     Reading,
     check_levels,
@@ -106,8 +107,8 @@ def _highest_class(measured: Sequence[Measured]) -> int:
     return true
 
 
-def evaluate(options: argparse.Namespace) -> tuple[Scores | None, list[str]]:
-    """The scores of all pairs, None where there is none, and what went wrong with the others.
+def evaluate(options: argparse.Namespace) -> tuple[Scores | None, list[str], dict[str, bytes]]:
+    """The scores of all pairs, None where there is none; what went wrong with the others; pictures by case.
 
     Raises:
         InputError: when the options do not fit each other or the files.
@@ -141,7 +142,7 @@ def evaluate(options: argparse.Namespace) -> tuple[Scores | None, list[str]]:
     measured = {file: one for file, one in found.items() if isinstance(one, Measured)}
     failures = {file: one for file, one in found.items() if isinstance(one, str)} | dict(pairing.unmatched)
     if not measured:
-        return None, list(failures.values())
+        return None, list(failures.values()), {}
     check_levels(measured.values())
     names = names or _numbered(_highest_class(list(measured.values())))
     scores: Scores
@@ -160,7 +161,8 @@ def evaluate(options: argparse.Namespace) -> tuple[Scores | None, list[str]]:
         else:
             scores.cases[file] = one.case.with_classes(len(names))
     scores.failures.update(failures)
-    return scores, list(failures.values())
+    pictures = {name: measured[file].picture for file, name in scores.names().items()}
+    return scores, list(failures.values()), pictures
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -190,19 +192,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         "largest connected component of each predicted class (%(default)s)")  # fmt: skip
     parser.add_argument("--engine", choices=["fast", "medpy"], default="fast", help="what computes (%(default)s)")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes (as many as pay)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write metrics.csv and summary.json there")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write metrics.csv, summary.json, report.html there")
     parser.add_argument("--title", default="", help="heading of the table")
     parser.add_argument("--selection", default="", help="how the model was selected, for the record")
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        scores, failures = evaluate(options)
+        scores, failures, pictures = evaluate(options)
         if scores and scores.cases:
             summary = scores.summary()
             print(table(summary))
             if options.output:
-                write_results(options.output, summary, scores.rows())
-                print(f"\nwritten: {options.output / 'metrics.csv'}, {options.output / 'summary.json'}")
+                write_results(options.output, summary, scores.rows(), pictures)
+                written = ", ".join(str(options.output / name) for name in ("metrics.csv", "summary.json", REPORT))
+                print(f"\nwritten: {written}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if len(failures) == 1:

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from evaluation.cases import Case, Measuring, class_maps, measure
+from evaluation.cases import Case, Measuring, class_maps, largest_components, measure
+from evaluation.html import page
+from evaluation.overlay import thumbnail
 from evaluation.scores import FORMAT, Row, Summary
 from transforms import (
     PICTURE_SUFFIXES,
@@ -45,6 +47,7 @@ from transforms import (
 
 # Where the cases would take longer than this in one process, the others are started.
 WORTH_SECONDS = 20.0
+REPORT = "report.html"
 # What is as bright is white, but for JPEG.
 BRIGHT = 192
 
@@ -97,6 +100,7 @@ class Measured:
     prediction: int
     label: int
     levels: tuple[int | None, int | None] = (None, None)
+    picture: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,9 @@ def _measure_pair(pair: Pair, reading: Reading, measuring: Measuring) -> Measure
         levels: tuple[int | None, int | None] = (None, None)
         if not (reading.classes or reading.label_map or is_volume(pair.prediction)):
             levels = _level([pair.prediction], predicted), _level(pair.labels, true)
-        return Measured(case, int(predicted.max(initial=0)), int(true.max(initial=0)), levels)
+        shown = largest_components(predicted, classes) if measuring.postprocess == "largest" else predicted
+        picture = thumbnail(None, shown, true, spacing)
+        return Measured(case, int(predicted.max(initial=0)), int(true.max(initial=0)), levels, picture)
     except (ValueError, OSError) as error:
         return str(error)
 
@@ -292,10 +298,12 @@ def check_levels(measured: Iterable[Measured]) -> None:
             )
 
 
-def write_results(directory: str | Path, summary: Summary, rows: Sequence[Row]) -> None:
-    """Write `metrics.csv`, where an empty field is a value that is not defined, and `summary.json`.
+def write_results(
+    directory: str | Path, summary: Summary, rows: Sequence[Row], pictures: Mapping[str, bytes] | None = None
+) -> None:
+    """Write `metrics.csv`, where an empty field is a value that is not defined, `summary.json` and `report.html`.
 
-    docs/formats.md describes both.
+    docs/formats.md describes the first two. `pictures` of cases are for the page, by the cases' names.
     """
     folder = Path(directory)
     lines = [row.cells() for row in rows]
@@ -305,6 +313,8 @@ def write_results(directory: str | Path, summary: Summary, rows: Sequence[Row]) 
         writer.writerows({key: "" if value != value else value for key, value in line.items()} for line in lines)
     with replacing(folder / "summary.json") as path:
         path.write_text(json.dumps(as_dict(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with replacing(folder / REPORT) as path:
+        path.write_text(page(summary, rows, pictures), encoding="utf-8")
 
 
 def as_dict(summary: Summary) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluation.cases import TOLERANCE, Measuring, Postprocess, class_maps, largest_components
-from evaluation.files import write_results
+from evaluation.files import REPORT, write_results
 from evaluation.inferers import to_labels
 from evaluation.metrics import Engine as Computing
 from evaluation.metrics import confusions
-from evaluation.overlay import Panel, as_array, save_overview, save_panels
+from evaluation.overlay import Panel, as_array, save_overview, save_panels, thumbnail
 from evaluation.protocols import MissedDistance, per_image, strict_dice
 from evaluation.scores import METRICS, ImageScores, Row, Scores, Summary, VolumeScores, spread, tolerances_of
 from evaluation.tables import plus_minus, table
@@ -44,6 +44,8 @@ class ReportHandler(ABC):
         self.scores = scores
         self.output_dir = Path(output_dir)
         self.picture = picture
+        # of each file, for the page
+        self.thumbnails: dict[str, bytes] = {}
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
@@ -52,6 +54,7 @@ class ReportHandler(ABC):
 
     def start(self, engine: Engine) -> None:
         self.scores.cases.clear()
+        self.thumbnails.clear()
 
     def collect(self, engine: Engine) -> None:
         output: Any = engine.state.output
@@ -72,13 +75,16 @@ class ReportHandler(ABC):
 
     def finish(self, engine: Engine) -> None:
         if idist.get_world_size() > 1:
-            gathered: Any = idist.all_gather(self.scores.cases)
-            for cases in gathered:
+            gathered: Any = idist.all_gather((self.scores.cases, self.thumbnails))
+            for cases, thumbnails in gathered:
                 self.scores.cases.update(cases)
+                self.thumbnails.update(thumbnails)
         summary = self.scores.summary()
         if idist.get_rank() == 0:
-            write_results(self.output_dir, summary, self.scores.rows())
-            print(table(summary), flush=True)
+            names = self.scores.names()
+            pictures = {names[file]: picture for file, picture in self.thumbnails.items()}
+            write_results(self.output_dir, summary, self.scores.rows(), pictures)
+            print(f"{table(summary)}\n\nreport: {self.output_dir / REPORT}", flush=True)
         self.report(engine, summary)
 
     @abstractmethod
@@ -90,7 +96,7 @@ class VolumeReport(ReportHandler):
     """Evaluator handler: scores volumes class by class under both protocols of `evaluation.protocols`.
 
     Expects `pred` and `label`, (1, D, H, W) maps of class indices, in the evaluator's output, decollated or in a batch.
-    When the evaluation is complete it writes `metrics.csv` and `summary.json`, prints the table and sets
+    When the evaluation is complete it writes `metrics.csv`, `summary.json` and `report.html`, prints the table and sets
     `engine.state.metrics["mean_dice"]`, the strict mean.
 
     Args:
@@ -141,6 +147,7 @@ class VolumeReport(ReportHandler):
         spacing = spacing_mm(item["label"])
         first = not self.scores.cases
         rows = self.scores.add(file, item["pred"][0], item["label"][0], spacing)
+        self.thumbnails[file] = thumbnail(item.get("image"), self.scored(item["pred"][0]), item["label"], spacing)
         if self.picture and first and idist.get_rank() == 0:
             title = f"{self.scores.title}: {stem(file)}, mean Dice {plus_minus(_mean(rows, 'dice'), None, 100)} %"
             save_overview(
@@ -157,8 +164,8 @@ class ImageReport(ReportHandler):
     """Evaluator handler: scores single images, per image and pooled, and their outlines.
 
     Expects `pred` and `label` (1, H, W) in the evaluator's output, decollated or in a batch. When the evaluation is
-    complete it writes `metrics.csv` and `summary.json`, prints the table and sets every per-image mean in
-    `engine.state.metrics`: "iou", "dice", "f1", …
+    complete it writes `metrics.csv`, `summary.json` and `report.html`, prints the table and sets every per-image mean
+    in `engine.state.metrics`: "iou", "dice", "f1", …
 
     Args:
         output_dir: folder of the files.
@@ -210,9 +217,10 @@ class ImageReport(ReportHandler):
     def add(self, file: str, item: Mapping[str, Tensor]) -> None:
         prediction, label = image_maps(item["pred"], item["label"], len(self.scores.classes), self.logits)
         rows = self.scores.add(file, prediction, label)
-        if self.picture and len(self.panels) < PANELS:
+        image = item["image"].flip(0) if self.bgr and "image" in item else item.get("image")
+        self.thumbnails[file] = thumbnail(image, self.scored(prediction), label)
+        if self.picture and image is not None and len(self.panels) < PANELS:
             caption = f"{stem(file)}, IoU {plus_minus(_mean(rows, 'iou'), None, 100)} %"
-            image = item["image"].flip(0) if self.bgr else item["image"]
             self.panels.append(Panel(as_array(image), self.scored(prediction), as_array(label), caption))
 
     def report(self, engine: Engine, summary: Summary) -> None:

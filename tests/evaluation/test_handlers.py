@@ -133,7 +133,12 @@ def test_volume_report_draws_the_first_case(tmp_path: Path, seeds: tuple[int, in
     evaluator([volume_item(seed) for seed in seeds], [report]).run()
     drawn = [count(pixels(tmp_path / "new" / "overview.png"), colour) > 200 for colour in COLOURS[:2]]
     assert drawn == [True, seeds[0] == 1]  # only case 1 has a spleen
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["metrics.csv", "overview.png", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "metrics.csv",
+        "overview.png",
+        "report.html",
+        "summary.json",
+    ]
 
 
 def image_item(seed: int) -> Item:

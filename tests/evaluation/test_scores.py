@@ -129,7 +129,7 @@ def test_nothing_scored_is_no_number() -> None:
 
 def test_files_hold_what_was_scored(volumes: VolumeScores, tmp_path: Path) -> None:
     write_results(tmp_path / "new", volumes.summary(), volumes.rows())
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["metrics.csv", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["metrics.csv", "report.html", "summary.json"]
     rows = rows_of(tmp_path / "new")
     assert list(rows[0])[:7] == ["case", "class", "protocol", "dice", "hd95", "distance_unit", "status"]
     assert len(rows) == 3 * len(CLASSES) * 2
