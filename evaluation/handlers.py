@@ -68,9 +68,9 @@ class ReportHandler(ABC):
 
     def scored(self, prediction: Tensor) -> NDArray[Any]:
         """The class indices (…) of a prediction as they are scored, post-processed where that is asked for."""
-        labels = as_array(prediction).astype(np.int64)
+        labels = as_array(prediction)
         if self.scores.measuring.postprocess == "largest":
-            labels = largest_components(labels, len(self.scores.classes))
+            labels = largest_components(labels.astype(np.int32), len(self.scores.classes))
         return labels
 
     def finish(self, engine: Engine) -> None:
@@ -147,7 +147,7 @@ class VolumeReport(ReportHandler):
         spacing = spacing_mm(item["label"])
         first = not self.scores.cases
         rows = self.scores.add(file, item["pred"][0], item["label"][0], spacing)
-        self.thumbnails[file] = thumbnail(item.get("image"), self.scored(item["pred"][0]), item["label"], spacing)
+        self.thumbnails[file] = thumbnail(item.get("image"), self.scored(item["pred"][0]), item["label"][0], spacing)
         if self.picture and first and idist.get_rank() == 0:
             title = f"{self.scores.title}: {stem(file)}, mean Dice {plus_minus(_mean(rows, 'dice'), None, 100)} %"
             save_overview(

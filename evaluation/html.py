@@ -16,7 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from evaluation.protocols import ImageScore
-from evaluation.scores import FEW_CASES, METRICS, Mean, MeanOfClasses, Row, Summary
+from evaluation.scores import DISTANCES, FEW_CASES, METRICS, Mean, MeanOfClasses, Published, Row, Summary
 from evaluation.tables import PERCENT, plus_minus
 
 TITLES = METRICS | {
@@ -70,7 +70,7 @@ def page(summary: Summary, rows: Sequence[Row], pictures: Mapping[str, bytes] | 
     tables = []
     for name, protocol in summary.protocols.items():
         keys = list(protocol.mean)
-        heads = [f"{_title(key)} {protocol.distance_unit}" if key in ("hd95", "assd") else _title(key) for key in keys]
+        heads = [_title(key, protocol.distance_unit) for key in keys]
         lines = [(structure, [_cell(key, result.metrics[key]) for key in keys])
                  for structure, result in protocol.classes.items()]  # fmt: skip
         if len(summary.classes) > 1:
@@ -79,7 +79,8 @@ def page(summary: Summary, rows: Sequence[Row], pictures: Mapping[str, bytes] | 
     odd = [
         (status, sorted({(row.case, row.structure) for row in rows if row.score.status == status})) for status in ODD
     ]
-    plots = [(_title(metric), _plot(rows, summary.classes, metric)) for metric in PLOTTED[summary.kind]]
+    unit = next(iter(summary.protocols.values())).distance_unit
+    plots = [(_title(metric, unit), _plot(rows, summary.classes, metric, unit)) for metric in PLOTTED[summary.kind]]
     cards = _cards(rows, summary.kind, pictures or {})
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
     return template.render(
@@ -88,15 +89,27 @@ def page(summary: Summary, rows: Sequence[Row], pictures: Mapping[str, bytes] | 
         plots=[(title, plot) for title, plot in plots if plot],
         cards=cards,
         left_out=len(pictures or {}) - sum(bool(card.picture) for card in cards),
-        heads=[_title(metric) for metric in IN_CARDS[summary.kind]],
+        heads=[_title(metric, unit) for metric in IN_CARDS[summary.kind]],
         odd=[(status, [(case, _anchor(case), name) for case, name in found]) for status, found in odd if found],
+        published=_published(summary.published),
         few=summary.cases < FEW_CASES,
         few_cases=FEW_CASES,
     )
 
 
-def _title(metric: str) -> str:
-    return TITLES.get(metric, metric)
+def _title(metric: str, unit: str = "") -> str:
+    title = TITLES.get(metric, metric)
+    return f"{title} {unit}" if unit and metric in DISTANCES else title
+
+
+def _published(row: Published) -> list[str]:
+    """One line a metric."""
+    lines = []
+    for metric, values in row.values.items():
+        mean = [plus_minus(values["mean"], values.get("sd"))] if "mean" in values else []
+        classes = [f"{name} {value:.2f}" for name, value in values.items() if name not in ("mean", "sd")]
+        lines.append(f"{_title(metric)} {', '.join(mean + classes)}")
+    return lines
 
 
 def _factor(metric: str) -> int:
@@ -146,7 +159,7 @@ def _anchor(case: str) -> str:
     return f"case-{''.join(plain)}"
 
 
-def _plot(rows: Sequence[Row], classes: Sequence[str], metric: str) -> str:
+def _plot(rows: Sequence[Row], classes: Sequence[str], metric: str, unit: str) -> str:
     """Box plots of a metric for each class, each case a point that links to it; empty where nothing is scored."""
     factor = _factor(metric)
     values = [
@@ -167,7 +180,7 @@ def _plot(rows: Sequence[Row], classes: Sequence[str], metric: str) -> str:
             points.set_urls([f"#{_anchor(case)}" for case, _ in found])
         # a $ in a name begins no formula
         axes.set_xticks(range(1, len(classes) + 1), classes, rotation=30, ha="right", parse_math=False)
-        axes.set_ylabel(_title(metric))
+        axes.set_ylabel(_title(metric, unit))
         axes.spines[["top", "right"]].set_visible(False)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -197,17 +210,19 @@ body { margin: 0 auto; padding: 1rem; max-width: 68rem; font: 1rem/1.5 system-ui
   color: var(--ink); background: var(--paper); overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 a { color: var(--link); } .soft { color: var(--soft); font-size: .9rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; margin-bottom: 1.2rem; } .card .scroll { margin: .5rem 0 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   overflow-wrap: normal; white-space: nowrap; }
 th[scope=row], th:first-child, td.text { text-align: left; } caption { text-align: left; font-weight: 600; }
 td span { display: block; color: var(--soft); font-size: .85rem; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; max-width: 100%; overflow-x: auto; }
-svg a:hover, svg a:focus { opacity: .6; }
+svg { max-width: max(100%, 36rem); height: auto; } svg a:hover, svg a:focus { opacity: .6; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
 .card { border: 1px solid var(--line); border-radius: .4rem; padding: .7rem; min-width: 0; }
 .card:target { outline: 3px solid var(--link); } .card h3 { margin: 0 0 .4rem; font-size: 1rem; }
-summary { cursor: pointer; } summary img { display: block; height: 9rem; max-width: 100%; object-fit: contain; }
+summary { cursor: zoom-in; list-style: none; } summary::-webkit-details-marker { display: none; }
+summary img { display: block; height: 9rem; max-width: 100%; object-fit: contain; }
 .card:has(details[open]) { grid-column: 1 / -1; } details[open] img { width: 100%; height: auto; max-width: 40rem; }
 </style>
 </head>
@@ -239,11 +254,8 @@ are too narrow; at N = 12 a nominal 95 % covered the true mean 81 % of the time 
 {% endfor %}
 </tbody></table></div>
 {% endfor %}
-{% if summary.published["values"] %}
-<p>{{ summary.published.name }}: {% for key, values in summary.published["values"].items() %}{{ key }}
-{% for name, value in values.items() %}
-{{ name }} {{ "%.2f" | format(value) }}{{ "" if loop.last else ", " }}{% endfor %}
-{{ "" if loop.last else "; " }}{% endfor %}.</p>
+{% if published %}
+<p>{{ summary.published.name }}: {% for line in published %}{{ line }}{{ "" if loop.last else "; " }}{% endfor %}.</p>
 {% endif %}
 <h2 id="spread">Every case</h2>
 <p class="soft">Each point is a case and links to it.</p>

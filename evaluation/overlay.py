@@ -127,8 +127,8 @@ def thumbnail(
         >>> thumbnail(None, np.eye(8, dtype=int), np.eye(8, dtype=int))[8:12]
         b'WEBP'
     """
-    predicted, true = _map(prediction), _map(label)
-    picture = np.zeros(predicted.shape, np.float32) if image is None else as_array(image)
+    predicted, true = _squeezed(prediction), _squeezed(label)
+    picture = np.broadcast_to(np.float32(0), predicted.shape) if image is None else as_array(image)
     if predicted.ndim == 3:
         if picture.ndim == 4:
             picture = picture[0]
@@ -271,8 +271,12 @@ def as_array(values: ArrayLike | Tensor) -> NDArray[Any]:
 
 
 def _map(values: ArrayLike | Tensor) -> NDArray[Any]:
+    return _squeezed(values).astype(np.int64)
+
+
+def _squeezed(values: ArrayLike | Tensor) -> NDArray[Any]:
     array = as_array(values)
-    return (array[0] if array.ndim > 2 and len(array) == 1 else array).astype(np.int64)
+    return array[0] if array.ndim > 2 and len(array) == 1 else array
 
 
 def _classes(indices: NDArray[Any] | None) -> list[int]:

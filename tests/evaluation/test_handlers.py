@@ -217,6 +217,14 @@ def test_reports_take_the_options_of_the_command(tmp_path: Path, engine: str) ->
     assert white != count(pixels(tmp_path / "w" / "overview.png"), "white")  # another frame: the false voxels widen it
 
 
+def test_volumes_of_one_slice_are_drawn_too(tmp_path: Path) -> None:
+    label = MetaTensor(torch.ones(1, 1, 8, 9), AFFINE)
+    report = VolumeReport(tmp_path, ["a"])
+    report.add("x", {"image": label, "pred": label, "label": label})
+    report.finish(Engine(lambda engine, batch: batch))
+    assert (tmp_path / "report.html").read_text().count("data:image/webp") == 1
+
+
 def test_cases_without_a_file_are_numbered(tmp_path: Path) -> None:
     items = [{key: volume_item(1)[key].as_tensor() for key in ("image", "label")} for _ in range(2)]
     evaluator(items, [VolumeReport(tmp_path, CLASSES)]).run()
