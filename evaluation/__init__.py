@@ -1,8 +1,9 @@
 """Metrics, protocols, volume assembly and reports for segmentation: what the bundles evaluate with."""
 
+from evaluation.distances import hd95
 from evaluation.handlers import ImageMetric, ImageReport, MeanLoss, VolumeDice, VolumeReport
 from evaluation.inferers import FileDataset, FileEvaluator, SliceToVolume
-from evaluation.metrics import dice, hd95
+from evaluation.metrics import dice
 from evaluation.overlay import save_overview
 
 __all__ = [

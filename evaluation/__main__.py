@@ -1,13 +1,17 @@
 """`python -m evaluation PREDICTIONS LABELS`: scores files that are already there, volumes or images.
 
 Two files, or two folders searched with their sub-folders and paired by name: `img0001_pred.nii.gz` belongs to
-`label0001.nii.gz`, `ISIC_0000000.png` to `ISIC_0000000_segmentation.png`. Volumes (NIfTI, HDF5 with a data set `label`)
-are brought to one orientation and scored class by class under both protocols. Images (PNG and the like) are scored one
-by one and pooled. Where both files know their geometry it must be the same. `--label-ids` reads labels that number
-their classes in another way than the predictions, as BTCV's raw ones do.
+`label0001.nii.gz`, `ISIC_0000000.png` to `ISIC_0000000_segmentation.png`; `a_mask.png` and `a_mask_1.png` are one
+label. Volumes (NIfTI, HDF5 with a data set `label`) are brought to one orientation and scored class by class under both
+protocols. Images (PNG and the like) are scored one by one and pooled. Where both files know their geometry it must be
+the same. `--label-ids` reads labels of volumes that number their classes in another way than the predictions, as BTCV's
+raw ones do; `--label-map` says which number in a picture is which class.
 
-A pair that cannot be scored does not stop the others. The table says so, the failures are listed at the end, and the
-exit code is 1.
+A pair that cannot be scored, or a file without its partner, does not stop the others. The table says so, the failures
+are listed at the end, and the exit code is 1.
+
+`python -m evaluation compare DIR DIR …` compares what several evaluations wrote, and `python -m evaluation assemble`
+makes a volume of slice masks; each explains itself with --help.
 """
 
 from __future__ import annotations
@@ -16,153 +20,84 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from evaluation.report import Scores
-from evaluation.scores import ImageScores, VolumeScores
-from transforms import (
-    BTCV_IDS,
-    PICTURE_SUFFIXES,
-    SYNAPSE_CLASSES,
-    VOLUME_SUFFIXES,
-    InputError,
-    has_suffix,
-    list_files,
-    on_grid,
-    pair_by_name,
-    read_mask,
-    read_volume,
-    reoriented,
+from evaluation import assemble, compare
+from evaluation.assemble import parse_label_map
+from evaluation.cases import Measuring
+from evaluation.files import (
+    REPORT,
+    Measured,
+    Reading,
+    check_levels,
+    is_volume,
+    measure_files,
+    numbers,
+    pair_files,
+    write_results,
 )
+from evaluation.scores import ImageScores, Scores, VolumeScores, tolerances_of
+from evaluation.tables import table
+from transforms import BTCV_IDS, SYNAPSE_CLASSES, InputError
 
 logger = logging.getLogger(__name__)
 
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"compare": compare.main, "assemble": assemble.main}
 
-def pair_files(predictions: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """(prediction, label) files that belong together; the labels decide whether volumes or images are looked for.
+
+def label_ids(words: Sequence[str]) -> tuple[int, ...]:
+    """The numbers that --label-ids asks for.
 
     Raises:
-        FileNotFoundError: when a path does not exist.
-        ValueError: when a path has no such files, or a file belongs to none or to several others.
+        InputError: when a word is no number above 0, or stands there twice.
 
     Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     files = [Path(folder, name) for name in ("img0001_pred.nii.gz", "label0001.nii.gz")]
-        ...     for file in files:
-        ...         file.touch()
-        ...     pair_files(*files) == [tuple(files)]
-        True
+        >>> label_ids(["11", "4"])
+        (11, 4)
     """
-    true = list_files(labels, VOLUME_SUFFIXES, recursive=True) or list_files(labels, PICTURE_SUFFIXES, recursive=True)
-    if not true:
-        raise ValueError(f"{labels} is or holds no {', '.join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)} file")
-    suffixes = VOLUME_SUFFIXES if is_volume(true[0]) else PICTURE_SUFFIXES
-    predicted = list_files(predictions, suffixes, recursive=True)
-    if not predicted:
-        raise ValueError(f"{predictions} is or holds no {', '.join(suffixes)} file")
-    if predictions.is_file() and labels.is_file():
-        return [(predictions, labels)]
-    return pair_by_name(predicted, true)
+    if list(words) == ["btcv"]:
+        return BTCV_IDS
+    found = tuple(int(word) for word in words if word.isdecimal())
+    if len(found) < len(words) or 0 in found or len(set(found)) < len(found):
+        raise InputError(f"--label-ids takes btcv, or different numbers above 0, not {' '.join(words)}")
+    return found
 
 
-def is_volume(path: Path) -> bool:
-    """True for NIfTI and HDF5 files, by their suffix.
-
-    Example:
-        >>> is_volume(Path("img0001.nii.gz")), is_volume(Path("benign (1).png"))
-        (True, False)
-    """
-    return has_suffix(path, VOLUME_SUFFIXES)
-
-
-def read_image(path: Path, classes: int) -> np.ndarray:
-    """The class indices (H, W) of a mask: for several classes the stored numbers 0 … C, for one see `read_mask`.
+def class_names(options: argparse.Namespace, volumes: bool, reading: Reading) -> tuple[str, ...]:
+    """What --classes names, or what follows from the other options; nothing where the files have to say.
 
     Raises:
-        InputError: when the file is damaged, or holds values that do not say which class they are.
+        InputError: when the options do not fit each other.
     """
-    return read_mask(path, classes=classes)
+    if options.classes:
+        names = tuple(options.classes)
+    elif reading.label_ids:
+        names = SYNAPSE_CLASSES if reading.label_ids == BTCV_IDS else _numbered(len(reading.label_ids))
+    elif reading.label_map:
+        names = _numbered(max(reading.label_map.values()))
+    else:
+        return () if volumes else ("lesion",)
+    for option, count in (
+        ("--label-ids", len(reading.label_ids)),
+        ("--label-map", max(reading.label_map.values(), default=0)),
+    ):
+        if count and len(names) != count:
+            raise InputError(f"--classes names {len(names)} classes, {option} numbers {count}")
+    return names
 
 
-def evaluate(
-    pairs: Sequence[tuple[Path, Path]],
-    scores: Scores,
-    spacing: Sequence[float] | None = None,
-    label_ids: Sequence[int] = (),
-) -> None:
-    """Adds the scores of all pairs of files. Those that cannot be scored are in `scores.failures` afterwards.
-
-    Args:
-        pairs: (prediction, label) files, all volumes or all pictures.
-        scores: what the cases are added to.
-        spacing: voxel size (D, H, W) in mm of volumes that do not know theirs.
-        label_ids: the numbers of the classes 1 … C in the labels of volumes; all others are background.
-    """
-    for prediction_file, label_file in tqdm(pairs, unit="case", disable=None):
-        try:
-            if is_volume(label_file):
-                case = volume_pair(prediction_file, label_file, spacing, label_ids)
-            else:
-                count = len(scores.classes)
-                case = read_image(prediction_file, count), read_image(label_file, count), None
-            scores.add(str(label_file), *case)
-        except (ValueError, OSError) as error:
-            scores.failures[str(label_file)] = str(error)
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"class {index}" for index in range(1, count + 1))
 
 
-def volume_pair(
-    prediction_file: Path, label_file: Path, spacing: Sequence[float] | None = None, label_ids: Sequence[int] = ()
-) -> tuple[np.ndarray, np.ndarray, Sequence[float] | None]:
-    """(Prediction, label, voxel size in mm where it is known), arrays and sizes in the orientation SPL.
-
-    Args:
-        prediction_file: class indices.
-        label_file: class indices, or numbers of which `label_ids` are the classes 1 … C.
-        spacing: (D, H, W) of volumes that do not know theirs.
-        label_ids: see there.
+def _highest_class(measured: Sequence[Measured]) -> int:
+    """The highest class of the labels.
 
     Raises:
-        InputError: when a file cannot be read or the two do not lie on one grid.
+        InputError: when the predictions end at a lower one, and so seem to be numbered in another way.
     """
-    prediction, label = read_volume(prediction_file, "label"), reoriented(read_volume(label_file, "label"))
-    turned = reoriented(prediction)
-    predicted: np.ndarray | None = turned.array
-    # Where a file does not say where it lies, nothing but the shapes can be compared.
-    if prediction.geometry == label.geometry == "file":
-        predicted = on_grid(prediction.array, prediction.affine, label.affine, label.array.shape)
-    if predicted is None and sorted(turned.array.shape) == sorted(label.array.shape):
-        raise InputError(f"lies elsewhere in space than {label_file}: their affines differ", path=prediction_file)
-    if predicted is None or predicted.shape != label.array.shape:
-        raise InputError(f"shape {turned.array.shape}, but {label_file} has {label.array.shape}", path=prediction_file)
-    true = label.array
-    if label_ids:
-        true = np.zeros_like(label.array)
-        for index, number in enumerate(label_ids, 1):
-            true[label.array == number] = index
-    return predicted, true, label.spacing_mm or turned.spacing_mm or spacing
-
-
-def _count_classes(pairs: Sequence[tuple[Path, Path]]) -> int:
-    """The highest class of the labels that can be read.
-
-    Raises:
-        InputError: when the predictions end at a lower one, and so seem to be numbered in another way, or when no pair
-            can be read.
-    """
-    highest, first = [], None
-    for pair in pairs:
-        try:
-            highest.append([int(read_volume(file, "label").array.max()) for file in pair])
-        except InputError as error:
-            first = first or error
-    if not highest and first:
-        raise first
-    predicted, true = (max(1, *column) for column in zip(*highest, strict=True))
+    predicted, true = (max(1, *(getattr(one, side) for one in measured)) for side in ("prediction", "label"))
     if true > predicted:
         raise InputError(
             f"the labels hold classes up to {true}, the predictions up to {predicted}",
@@ -172,93 +107,111 @@ def _count_classes(pairs: Sequence[tuple[Path, Path]]) -> int:
     return true
 
 
-def passed_over(folders: Sequence[Path], pairs: Sequence[tuple[Path, Path]]) -> int:
-    """How many files in the folders belong to no pair: hidden ones and other formats.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     for name in ("a.nii", "notes.txt", ".hidden"):
-        ...         Path(folder, name).touch()
-        ...     passed_over([Path(folder)], [(Path(folder, "a.nii"), Path(folder, "a.nii"))])
-        2
-    """
-    used = {file for pair in pairs for file in pair}
-    # the other file of a NIfTI pair
-    used |= {file.with_suffix(suffix) for file in used for suffix in (".img", ".IMG") if has_suffix(file, [".hdr"])}
-    found = {file for folder in folders if folder.is_dir() for file in folder.rglob("*") if file.is_file()}
-    return len(found - used)
-
-
-def _label_ids(words: Sequence[str]) -> tuple[int, ...]:
-    """The numbers that --label-ids asks for.
+def evaluate(options: argparse.Namespace) -> tuple[Scores | None, list[str], dict[str, bytes]]:
+    """The scores of all pairs, None where there is none; what went wrong with the others; pictures by case.
 
     Raises:
-        ValueError: when a word is no number above 0, or stands there twice.
+        InputError: when the options do not fit each other or the files.
     """
-    if list(words) == ["btcv"]:
-        return BTCV_IDS
-    numbers = tuple(int(word) for word in words if word.isdecimal())
-    if len(numbers) < len(words) or 0 in numbers or len(set(numbers)) < len(numbers):
-        raise ValueError(f"--label-ids takes btcv, or different numbers above 0, not {' '.join(words)}")
-    return numbers
-
-
-def _new_scores(options: argparse.Namespace, pairs: Sequence[tuple[Path, Path]], label_ids: Sequence[int]) -> Scores:
-    """Scores to fill. Without --classes, volumes have as many classes as --label-ids or the labels number.
-
-    Raises:
-        ValueError: when the options do not fit each other or the files.
-    """
+    pairing = pair_files(options.predictions, options.labels)
+    if pairing.passed_over:
+        logger.info(pairing.passed_over)
+    volumes = is_volume(pairing.pairs[0].labels[0])
     if options.spacing and not all(0 < size < math.inf for size in options.spacing):
         raise InputError(f"--spacing takes three sizes above 0 mm, not {' '.join(map(str, options.spacing))}")
-    if not is_volume(pairs[0][1]):
-        if label_ids or options.spacing:
-            raise ValueError(f"--label-ids and --spacing are for volumes, and {pairs[0][1]} is a picture")
-        return ImageScores(options.classes or ["lesion"], options.title, options.selection)
-    classes = options.classes
-    if not classes and label_ids == BTCV_IDS:
-        classes = SYNAPSE_CLASSES
-    classes = classes or [f"class {i + 1}" for i in range(len(label_ids) or _count_classes(pairs))]
-    if label_ids and len(classes) != len(label_ids):
-        raise ValueError(f"--classes names {len(classes)} classes, --label-ids numbers {len(label_ids)}")
-    return VolumeScores(classes, options.title, options.selection)
+    if not volumes and (options.label_ids or options.spacing):
+        raise InputError(f"--label-ids and --spacing are for volumes, and {pairing.pairs[0].file} is a picture")
+    if volumes and options.label_map:
+        raise InputError(f"--label-map is for pictures, and {pairing.pairs[0].file} is a volume; see --label-ids")
+    spacing = tuple(options.spacing) if options.spacing else None
+    reading = Reading(0, spacing, label_ids(options.label_ids), parse_label_map(options.label_map))
+    names = class_names(options, volumes, reading)
+    # pictures without any option are checked to have one class
+    known = 0 if not volumes and not (options.classes or reading.label_map) else len(names)
+    reading = Reading(known, spacing, reading.label_ids, reading.label_map)
+    tolerances = dict(numbers(options.tolerance, "--tolerance"))
+    if set(tolerances) - {""} and not names:
+        raise InputError("--tolerance of a class needs --classes")
+    if not volumes and options.missed_distance != "undefined":
+        raise InputError(f"--missed-distance is for volumes, and {pairing.pairs[0].file} is a picture")
+    default = tolerances.pop("", Measuring().tolerances[0])
+    each = tolerances_of(names, {name: default for name in names} | tolerances if tolerances else default)
+    measuring = Measuring(each, options.engine, options.postprocess)
+
+    found = measure_files(pairing.pairs, reading, measuring, options.jobs)
+    measured = {file: one for file, one in found.items() if isinstance(one, Measured)}
+    failures = {file: one for file, one in found.items() if isinstance(one, str)} | dict(pairing.unmatched)
+    if not measured:
+        return None, list(failures.values()), {}
+    check_levels(measured.values())
+    names = names or _numbered(_highest_class(list(measured.values())))
+    scores: Scores
+    if volumes:
+        scores = VolumeScores(
+            names, options.title, options.selection, measuring=measuring, missed_distance=options.missed_distance
+        )
+    else:
+        scores = ImageScores(names, options.title, options.selection, measuring=measuring)
+    for file, one in measured.items():
+        if one.prediction > len(names):
+            failures[file] = (
+                f"{file}: the prediction holds values up to {one.prediction}; "
+                f"with {len(names)} classes, 0 to {len(names)} fit"
+            )
+        else:
+            scores.cases[file] = one.case.with_classes(len(names))
+    scores.failures.update(failures)
+    pictures = {name: measured[file].picture for file, name in scores.names().items()}
+    return scores, list(failures.values()), pictures
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `python -m evaluation`; what a user can get wrong ends it with one line."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__.partition("\n")[0])
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in COMMANDS:
+        return COMMANDS[words[0]](words[1:])
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation",
+        description=__doc__.partition("\n")[0],
+        epilog="see also: python -m evaluation compare --help, … assemble --help",
+    )
     parser.add_argument("predictions", type=Path, help="file, or folder of files")
     parser.add_argument("labels", type=Path, help="file, or folder of files")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="names of the classes 1, 2, …; for images: lesion")
     parser.add_argument("--label-ids", nargs="+", default=[], metavar="ID", help="numbers of classes 1, 2, … in the "
                         "labels of volumes, where they differ; btcv: those of BTCV's raw labels")  # fmt: skip
+    parser.add_argument("--label-map", nargs="+", default=[], metavar="N:CLASS", help="which number in pictures is "
+                        "which class: 0:0 85:1 170:2")  # fmt: skip
     parser.add_argument("--spacing", nargs=3, type=float, metavar=("D", "H", "W"), help="voxel size in mm along the "
                         "body, front to back and side to side, of volumes that do not know it")  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write metrics.csv and summary.json there")
+    parser.add_argument("--tolerance", nargs="+", default=[], metavar="[NAME:]SIZE", help="of the surface Dice, for "
+                        "all or for single classes, in mm, for images in pixels (2)")  # fmt: skip
+    parser.add_argument("--missed-distance", choices=["undefined", "diagonal"], default="undefined", help="what a "
+                        "missed class costs in distance: nothing, or the image's diagonal (%(default)s)")  # fmt: skip
+    parser.add_argument("--postprocess", choices=["none", "largest"], default="none", help="largest: keep only the "
+                        "largest connected component of each predicted class (%(default)s)")  # fmt: skip
+    parser.add_argument("--engine", choices=["fast", "medpy"], default="fast", help="what computes (%(default)s)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes (as many as pay)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write metrics.csv, summary.json, report.html there")
     parser.add_argument("--title", default="", help="heading of the table")
     parser.add_argument("--selection", default="", help="how the model was selected, for the record")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        pairs = pair_files(options.predictions, options.labels)
-        if unused := passed_over([options.predictions, options.labels], pairs):
-            logger.info(f"passed over: {unused} file{'s' * (unused > 1)}, hidden or of another format")
-        label_ids = _label_ids(options.label_ids)
-        scores = _new_scores(options, pairs, label_ids)
-        evaluate(pairs, scores, options.spacing, label_ids)
-        failures = list(scores.failures.values())
-        if scores.cases:
-            print(scores.table())
+        scores, failures, pictures = evaluate(options)
+        if scores and scores.cases:
+            summary = scores.summary()
+            print(table(summary))
             if options.output:
-                scores.write(options.output)
-                print(f"\nwritten: {options.output / 'metrics.csv'}, {options.output / 'summary.json'}")
+                write_results(options.output, summary, scores.rows(), pictures)
+                written = ", ".join(str(options.output / name) for name in ("metrics.csv", "summary.json", REPORT))
+                print(f"\nwritten: {written}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    if len(pairs) == 1 and failures:
+    if len(failures) == 1:
         sys.exit(f"error: {failures[0]}")
     if failures:
-        sys.exit("\n".join([f"error: {len(failures)} of {len(pairs)} pairs could not be scored:", *failures]))
+        sys.exit("\n".join([f"error: {len(failures)} cases could not be scored:", *failures]))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.report import LINE_LENGTH, Group, grid, plus_minus, spread
-from evaluation.scores import METRICS
-from transforms import replacing
+from evaluation.files import read_summary
+from evaluation.scores import METRICS, Published, spread
+from evaluation.tables import LINE_LENGTH, Group, grid, plus_minus, published_metrics
+from transforms import InputError, replacing
 
 PROTOCOLS = ("per image", "pooled")
 SPREAD = "± is the sample standard deviation (n − 1) over the runs, each counting once, and N their number."
@@ -25,16 +26,17 @@ def summarise(folders: Sequence[Path]) -> dict[str, Any]:
     """What the runs in `folders` have in common, and for each protocol the metrics' mean, sd and n over the runs.
 
     Raises:
-        ValueError: when a summary is missing, unreadable, or of another evaluation than the first; it names the folder.
+        InputError: when a summary is missing, unreadable, or of another evaluation than the first; it names the folder.
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> import numpy as np
+        >>> from evaluation.files import write_results
         >>> from evaluation.scores import ImageScores
         >>> with TemporaryDirectory() as folder:
         ...     scores = ImageScores(["lesion"])
         ...     _ = scores.add("a.png", np.array([[1, 0]]), np.array([[1, 0]]))
-        ...     scores.write(folder)
+        ...     write_results(folder, scores.summary(), scores.rows())
         ...     summarise([Path(folder)])["protocols"]["pooled"]["metrics"]["iou"]
         {'mean': 1.0, 'sd': None, 'n': 1}
     """
@@ -43,11 +45,11 @@ def summarise(folders: Sequence[Path]) -> dict[str, Any]:
     for folder, summary in zip(folders, summaries, strict=True):
         for key in ("classes", "selection", "published"):
             if summary[key] != first[key]:
-                raise ValueError(f"{folder}: {key} {summary[key]!r} differs from {first[key]!r} of {folders[0]}")
+                raise InputError(f"{key} {summary[key]!r} differs from {first[key]!r} of {folders[0]}", path=folder)
     protocols = {}
     for name in PROTOCOLS:
-        means = [summary["protocols"][name]["mean_of_classes"] for summary in summaries]
-        metrics = {metric: spread(mean[metric] for mean in means) for metric in METRICS if metric in means[0]}
+        means = [summary["protocols"][name]["mean"] for summary in summaries]
+        metrics = {key: _spread([mean[key]["mean"] for mean in means]) for key in METRICS if key in means[0]}
         protocols[name] = {"rules": first["protocols"][name]["rules"], "metrics": metrics}
     runs = [
         {"folder": str(folder), "title": summary["title"], "cases": summary["cases"]}
@@ -66,27 +68,24 @@ def table(summary: dict[str, Any]) -> str:
         values = [result["metrics"].get(key) for key in METRICS]
         cells = [plus_minus(value["mean"], value["sd"], 100) if value else "" for value in values]
         groups.append((name, [("mean ± sd", cells), ("N", [str(value["n"]) if value else "" for value in values])]))
-    published = summary["published"]
-    if published and len(summary["classes"]) == 1:
-        known = [
-            plus_minus(published.get(key), published.get(f"{key}_sd")) if key in published else "" for key in METRICS
-        ]
-        groups.append((published.get("name", "published"), [("", known)]))
+    published = Published(**summary["published"])
+    if published.values and len(summary["classes"]) == 1:
+        groups.append((published.name, [("", published_metrics(published, with_sd=True))]))
     notes = [f"{name}: {result['rules']}." for name, result in summary["protocols"].items()]
     wrapped = [textwrap.fill(note, LINE_LENGTH, subsequent_indent="  ") for note in [SPREAD, *notes]]
     return "\n".join(["", heading, *lines, "", grid(groups), "", *wrapped])
 
 
+def _spread(means: Sequence[float | None]) -> dict[str, Any]:
+    """Of three runs or so there is no interval to give."""
+    found = spread([mean for mean in means if mean is not None])
+    return {"mean": found.mean, "sd": found.sd, "n": found.n}
+
+
 def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist: evaluate that run first, with this --output_dir") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not a readable summary ({error})") from error
-    if not set(PROTOCOLS) <= set(summary.get("protocols", ())):
-        raise ValueError(f"{path}: no summary of an evaluation of single images")
+    summary = read_summary(folder)
+    if summary["kind"] != "images":
+        raise InputError("no summary of an evaluation of single images", path=folder / "summary.json")
     return summary
 
 

@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor, decollate_batch
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics import CumulativeIterationMetric
+from numpy.typing import NDArray
 from torch import Tensor
 
+from evaluation.cases import TOLERANCE, Measuring, Postprocess, class_maps, largest_components
+from evaluation.files import REPORT, write_results
 from evaluation.inferers import to_labels
-from evaluation.metrics import confusion
-from evaluation.overlay import Panel, as_array, save_overview, save_panels
-from evaluation.protocols import per_image, strict_dice
-from evaluation.report import Scores, class_maps, plus_minus, spread
-from evaluation.scores import METRICS, ImageScores, VolumeScores, cropped_masks
+from evaluation.metrics import Engine as Computing
+from evaluation.metrics import confusions
+from evaluation.overlay import Panel, as_array, save_overview, save_panels, thumbnail
+from evaluation.protocols import MissedDistance, per_image, strict_dice
+from evaluation.scores import METRICS, ImageScores, Row, Scores, Summary, VolumeScores, spread, tolerances_of
+from evaluation.tables import plus_minus, table
 from transforms import stem
 
 PICTURE = "overview.png"
@@ -39,6 +44,8 @@ class ReportHandler(ABC):
         self.scores = scores
         self.output_dir = Path(output_dir)
         self.picture = picture
+        # of each file, for the page
+        self.thumbnails: dict[str, bytes] = {}
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
@@ -47,6 +54,7 @@ class ReportHandler(ABC):
 
     def start(self, engine: Engine) -> None:
         self.scores.cases.clear()
+        self.thumbnails.clear()
 
     def collect(self, engine: Engine) -> None:
         output: Any = engine.state.output
@@ -58,21 +66,37 @@ class ReportHandler(ABC):
     def add(self, file: str, item: Mapping[str, Tensor]) -> None:
         """Score one case, given the evaluator's output for it."""
 
+    def scored(self, prediction: Tensor) -> NDArray[Any]:
+        """The class indices (…) of a prediction as they are scored, post-processed where that is asked for."""
+        labels = as_array(prediction)
+        if self.scores.measuring.postprocess == "largest":
+            labels = largest_components(labels.astype(np.int32), len(self.scores.classes))
+        return labels
+
     def finish(self, engine: Engine) -> None:
         if idist.get_world_size() > 1:
-            gathered: Any = idist.all_gather(self.scores.cases)
-            for cases in gathered:
+            gathered: Any = idist.all_gather((self.scores.cases, self.thumbnails))
+            for cases, thumbnails in gathered:
                 self.scores.cases.update(cases)
+                self.thumbnails.update(thumbnails)
+        summary = self.scores.summary()
         if idist.get_rank() == 0:
-            self.scores.write(self.output_dir)
-            print(self.scores.table(), flush=True)
+            names = self.scores.names()
+            pictures = {names[file]: picture for file, picture in self.thumbnails.items()}
+            write_results(self.output_dir, summary, self.scores.rows(), pictures)
+            print(f"{table(summary)}\n\nreport: {self.output_dir / REPORT}", flush=True)
+        self.report(engine, summary)
+
+    @abstractmethod
+    def report(self, engine: Engine, summary: Summary) -> None:
+        """Set the engine's metrics, and finish the picture."""
 
 
 class VolumeReport(ReportHandler):
     """Evaluator handler: scores volumes class by class under both protocols of `evaluation.protocols`.
 
     Expects `pred` and `label`, (1, D, H, W) maps of class indices, in the evaluator's output, decollated or in a batch.
-    When the evaluation is complete it writes `metrics.csv` and `summary.json`, prints the table and sets
+    When the evaluation is complete it writes `metrics.csv`, `summary.json` and `report.html`, prints the table and sets
     `engine.state.metrics["mean_dice"]`, the strict mean.
 
     Args:
@@ -80,8 +104,12 @@ class VolumeReport(ReportHandler):
         classes: names of the classes 1 … C.
         selection: how the model was selected, for summary and table.
         title: heading of the table.
-        published: a published row to print beside the results, see `evaluation.report.Scores`.
+        published: a published row to print beside the results, see `evaluation.scores.Published`.
         picture: save slices of the first case with outlines as `overview.png`, which takes `image` in the output too.
+        tolerance_mm: of the surface Dice, one number or {class: number}.
+        missed_distance: HD95 and ASSD of a missed class under the strict protocol, "undefined" or "diagonal".
+        postprocess: "none", or "largest" to score only the largest connected component of each predicted class.
+        engine: "fast" or "medpy", what computes.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -104,49 +132,59 @@ class VolumeReport(ReportHandler):
         title: str = "",
         published: Mapping[str, Any] | None = None,
         picture: bool = False,
+        tolerance_mm: float | Mapping[str, float] = TOLERANCE,
+        missed_distance: MissedDistance = "undefined",
+        postprocess: Postprocess = "none",
+        engine: Computing = "fast",
     ) -> None:
-        super().__init__(VolumeScores(classes, title, selection, published), output_dir, picture)
+        measuring = Measuring(tolerances_of(classes, tolerance_mm), engine, postprocess)
+        scores = VolumeScores(
+            classes, title, selection, published, measuring=measuring, missed_distance=missed_distance
+        )
+        super().__init__(scores, output_dir, picture)
 
     def add(self, file: str, item: Mapping[str, Tensor]) -> None:
         spacing = spacing_mm(item["label"])
         first = not self.scores.cases
         rows = self.scores.add(file, item["pred"][0], item["label"][0], spacing)
+        self.thumbnails[file] = thumbnail(item.get("image"), self.scored(item["pred"][0]), item["label"][0], spacing)
         if self.picture and first and idist.get_rank() == 0:
-            mean = spread(row["dice"] for row in rows if row["protocol"] == "strict")["mean"]
-            title = f"{self.scores.title}: {stem(file)}, mean Dice {plus_minus(mean, None, 100)} %"
+            title = f"{self.scores.title}: {stem(file)}, mean Dice {plus_minus(_mean(rows, 'dice'), None, 100)} %"
             save_overview(
-                self.output_dir / PICTURE, item["image"], item["pred"], item["label"], self.scores.classes,
-                spacing_mm=spacing, title=title,
+                self.output_dir / PICTURE, item["image"], self.scored(item["pred"][0]), item["label"],
+                self.scores.classes, spacing_mm=spacing, title=title,
             )  # fmt: skip
 
-    def finish(self, engine: Engine) -> None:
-        super().finish(engine)
-        engine.state.metrics["mean_dice"] = self.scores.mean_dice()
+    def report(self, engine: Engine, summary: Summary) -> None:
+        mean = summary.protocols["strict"].mean["dice"].mean
+        engine.state.metrics["mean_dice"] = math.nan if mean is None else mean
 
 
 class ImageReport(ReportHandler):
     """Evaluator handler: scores single images, per image and pooled, and their outlines.
 
     Expects `pred` and `label` (1, H, W) in the evaluator's output, decollated or in a batch. When the evaluation is
-    complete it writes `metrics.csv` and `summary.json`, prints the table and sets every per-image mean in
-    `engine.state.metrics`: "iou", "dice", "f1", …
+    complete it writes `metrics.csv`, `summary.json` and `report.html`, prints the table and sets every per-image mean
+    in `engine.state.metrics`: "iou", "dice", "f1", …
 
     Args:
         output_dir: folder of the files.
         classes: names of the classes 1 … C.
         selection: how the model was selected, for summary and table.
         title: heading of the table.
-        published: a published row to print beside the results, see `evaluation.report.Scores`.
+        published: a published row to print beside the results, see `evaluation.scores.Published`.
         logits: `pred` holds logits (K, H, W): one channel is cut where the sigmoid is 0.5, of several the largest wins.
             Otherwise it holds class indices (1, H, W).
-        tolerance_px: of the surface Dice.
+        tolerance_px: of the surface Dice, one number or {class: number}.
         picture: save the first images with outlines as `overview.png`, which takes `image` in the output too.
         bgr: `image` has its channels in the order blue, green, red.
+        postprocess: "none", or "largest" to score only the largest connected component of each predicted class.
+        engine: "fast" or "medpy", what computes.
 
     Example:
         >>> report = ImageReport("results", classes=["lesion"])
         >>> report.add("a.png", {"pred": torch.tensor([[[-3.0, 2.0]]]), "label": torch.tensor([[[0, 1]]])})
-        >>> report.scores.mean("iou")
+        >>> report.scores.summary().protocols["per image"].mean["iou"].mean
         1.0
     """
 
@@ -160,12 +198,14 @@ class ImageReport(ReportHandler):
         title: str = "",
         published: Mapping[str, Any] | None = None,
         logits: bool = True,
-        tolerance_px: float = 2.0,
+        tolerance_px: float | Mapping[str, float] = TOLERANCE,
         picture: bool = False,
         bgr: bool = False,
+        postprocess: Postprocess = "none",
+        engine: Computing = "fast",
     ) -> None:
-        scores = ImageScores(classes, title, selection, published, tolerance_px=tolerance_px)
-        super().__init__(scores, output_dir, picture)
+        measuring = Measuring(tolerances_of(classes, tolerance_px), engine, postprocess)
+        super().__init__(ImageScores(classes, title, selection, published, measuring), output_dir, picture)
         self.logits = logits
         self.bgr = bgr
         self.panels: list[Panel] = []
@@ -177,16 +217,17 @@ class ImageReport(ReportHandler):
     def add(self, file: str, item: Mapping[str, Tensor]) -> None:
         prediction, label = image_maps(item["pred"], item["label"], len(self.scores.classes), self.logits)
         rows = self.scores.add(file, prediction, label)
-        if self.picture and len(self.panels) < PANELS:
-            caption = f"{stem(file)}, IoU {plus_minus(spread(row['iou'] for row in rows)['mean'], None, 100)} %"
-            image = item["image"].flip(0) if self.bgr else item["image"]
-            self.panels.append(Panel(as_array(image), as_array(prediction), as_array(label), caption))
+        image = item["image"].flip(0) if self.bgr and "image" in item else item.get("image")
+        self.thumbnails[file] = thumbnail(image, self.scored(prediction), label)
+        if self.picture and image is not None and len(self.panels) < PANELS:
+            caption = f"{stem(file)}, IoU {plus_minus(_mean(rows, 'iou'), None, 100)} %"
+            self.panels.append(Panel(as_array(image), self.scored(prediction), as_array(label), caption))
 
-    def finish(self, engine: Engine) -> None:
-        super().finish(engine)
+    def report(self, engine: Engine, summary: Summary) -> None:
         if self.picture and idist.get_rank() == 0:
             save_panels(self.output_dir / PICTURE, self.panels, self.scores.classes, self.scores.title)
-        engine.state.metrics.update({key: self.scores.mean(key) for key in METRICS})
+        means = {key: summary.protocols["per image"].mean[key].mean for key in METRICS}
+        engine.state.metrics.update({key: math.nan if mean is None else mean for key, mean in means.items()})
 
 
 class VolumeDice(IgniteMetricHandler):
@@ -207,8 +248,8 @@ class VolumeDice(IgniteMetricHandler):
 
     def __init__(self, classes: Sequence[str], output_transform: Callable = PREDICTION_AND_LABEL) -> None:
         def score(prediction: Tensor, label: Tensor) -> list[float]:
-            maps = class_maps(prediction[0], label[0], len(classes))
-            return [strict_dice(*masks) for masks in cropped_masks(*maps, len(classes))]
+            counts = confusions(*class_maps(prediction[0], label[0], len(classes)), len(classes))
+            return [strict_dice(one) for one in counts]
 
         super().__init__(_MeanOfClasses(score), output_transform=output_transform)
 
@@ -244,12 +285,11 @@ class ImageMetric(IgniteMetricHandler):
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
 
         def score(prediction: Tensor, label: Tensor) -> list[float]:
-            predicted, true = class_maps(*image_maps(prediction, label, len(classes), logits), len(classes))
-            masks = [(predicted == index, true == index) for index in range(1, len(classes) + 1)]
+            maps = class_maps(*image_maps(prediction, label, len(classes), logits), len(classes))
+            counts = confusions(*maps, len(classes))
             # one class: 1 where both are empty, as published; of several, one that is nowhere is left out
             return [
-                per_image(confusion(*pair))[metric] if len(masks) == 1 or pair[0].any() or pair[1].any() else math.nan
-                for pair in masks
+                per_image(one)[metric] if len(counts) == 1 or one.tp + one.fp + one.fn else math.nan for one in counts
             ]
 
         super().__init__(_MeanOfClasses(score), output_transform=output_transform)
@@ -304,6 +344,12 @@ class _MeanOfCases(_MeanOfClasses):
 
     def aggregate(self) -> Tensor:
         return self.get_buffer().mean()
+
+
+def _mean(rows: Sequence[Row], metric: str) -> float | None:
+    """Of the rows that are not of the published protocol."""
+    values = [getattr(row.score, metric) for row in rows if getattr(row.score, "protocol", "strict") == "strict"]
+    return spread(values).mean
 
 
 def image_maps(prediction: Tensor, label: Tensor, classes: int, logits: bool) -> tuple[Tensor, Tensor]:

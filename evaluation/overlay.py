@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from evaluation.metrics import class_boxes
@@ -22,6 +25,7 @@ from transforms import printable, replacing
 COLOURS = ("#ff5a4f", "#37d67a", "#ffd23f", "#3fa7ff", "#c77dff", "#ff9f1c", "#2ee6d6", "#ff70c0", "#b8e04a", "#9aa8ff",
            "#e0a070", "#d0d0d0", "#5fd0a0")  # fmt: skip
 BACKGROUND, TEXT = "#14161a", "#e8eaed"
+THUMBNAIL, THUMBNAIL_BYTES, QUALITIES = 256, 6000, (60, 40, 20)
 
 
 class Panel(NamedTuple):
@@ -99,6 +103,76 @@ def save_overview(
             for i in choose_slices(marked, slices)
         ]
     save_panels(path, panels, classes, title)
+
+
+def thumbnail(
+    image: ArrayLike | Tensor | None,
+    prediction: ArrayLike | Tensor,
+    label: ArrayLike | Tensor,
+    spacing_mm: Sequence[float] | None = None,
+    size: int = THUMBNAIL,
+) -> bytes:
+    """A small WebP picture: predicted outlines coloured by class, those of the label white and dashed.
+
+    Of a volume it is the slice with most wrong voxels, or with most marked ones where none is wrong.
+
+    Args:
+        image: as in `save_overview`; None for a dark ground.
+        prediction: map of class indices, with or without a leading channel of one.
+        label: the same.
+        spacing_mm: voxel size for each spatial axis, for true proportions.
+        size: the longer side in pixels.
+
+    Example:
+        >>> thumbnail(None, np.eye(8, dtype=int), np.eye(8, dtype=int))[8:12]
+        b'WEBP'
+    """
+    predicted, true = _squeezed(prediction), _squeezed(label)
+    picture = np.broadcast_to(np.float32(0), predicted.shape) if image is None else as_array(image)
+    if predicted.ndim == 3:
+        if picture.ndim == 4:
+            picture = picture[0]
+        wrong = np.count_nonzero(predicted != true, axis=(1, 2))
+        rank = wrong if wrong.any() else np.count_nonzero(true, axis=(1, 2))
+        index = int(rank.argmax())
+        frame = _frame(np.maximum(predicted, true))
+        picture, predicted, true = (array[index][frame] for array in (picture, predicted, true))
+    aspect = 1.0 if spacing_mm is None else float(spacing_mm[-2]) / float(spacing_mm[-1])
+    tall, wide = predicted.shape[0] * aspect, predicted.shape[1]
+    factor = size / max(tall, wide)
+    shape = max(1, round(wide * factor)), max(1, round(tall * factor))
+    drawn = _colours(picture).resize(shape, Image.Resampling.BILINEAR)
+    pixels = np.asarray(drawn).copy()
+    predicted, true = (
+        np.asarray(Image.fromarray(one.astype(np.int32)).resize(shape, Image.Resampling.NEAREST))
+        for one in (predicted, true)
+    )
+    rows, columns = np.indices(predicted.shape)
+    dashes = (rows + columns) % 8 < 5
+    for index in _classes(predicted):
+        pixels[_inner_border(predicted == index)] = np.multiply(to_rgb(_colour(index)), 255)
+    for index in _classes(true):
+        pixels[_inner_border(true == index) & dashes] = 255
+    for quality in QUALITIES:
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "WEBP", quality=quality)
+        if stream.tell() <= THUMBNAIL_BYTES:
+            break
+    return stream.getvalue()
+
+
+def _inner_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Two pixels wide, so that it is seen where pictures are shown smaller."""
+    return mask & ~binary_erosion(mask, iterations=2)
+
+
+def _colours(picture: NDArray[Any]) -> Image.Image:
+    """RGB, from grey values or three or four channels of any range."""
+    values = np.round(255 * _to_unit_range(picture)).astype(np.uint8)
+    channels = (
+        np.moveaxis(values[:3], 0, -1) if values.ndim == 3 and len(values) > 1 else values.reshape(values.shape[-2:])
+    )
+    return Image.fromarray(channels).convert("RGB")
 
 
 def choose_slices(marked: NDArray[Any], count: int) -> list[int]:
@@ -197,8 +271,12 @@ def as_array(values: ArrayLike | Tensor) -> NDArray[Any]:
 
 
 def _map(values: ArrayLike | Tensor) -> NDArray[Any]:
+    return _squeezed(values).astype(np.int64)
+
+
+def _squeezed(values: ArrayLike | Tensor) -> NDArray[Any]:
     array = as_array(values)
-    return (array[0] if array.ndim > 2 and len(array) == 1 else array).astype(np.int64)
+    return array[0] if array.ndim > 2 and len(array) == 1 else array
 
 
 def _classes(indices: NDArray[Any] | None) -> list[int]:

@@ -1,18 +1,43 @@
-"""The two kinds of evaluation: volumes class by class, and single images."""
+"""From measured cases to rows and one summary, both frozen; what renders them is elsewhere.
+
+There are two kinds of evaluation: volumes class by class, and single images.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from math import nan
+import functools
+import math
+import platform
+import statistics
+import warnings
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from evaluation.metrics import Confusion, class_boxes, confusion, hd95, surface_dice
-from evaluation.protocols import IMAGE_RULES, RULES, occurrence, paper, per_image, pooled, strict
-from evaluation.report import Group, Row, Scores, plus_minus, spread
+from evaluation.cases import TOLERANCE, Case, LabelMap, Measuring, Postprocess, class_maps, measure
+from evaluation.metrics import Engine
+from evaluation.protocols import (
+    IMAGE_RULES,
+    PAPER_RULES,
+    ImageScore,
+    MissedDistance,
+    Score,
+    image_score,
+    paper,
+    pooled,
+    strict,
+    strict_rules,
+)
+from transforms import InputError, stem
 
+FORMAT = 1
 METRICS = {
     "iou": "IoU %",
     "dice": "Dice %",
@@ -22,202 +47,457 @@ METRICS = {
     "f1": "F1 %",
     "accuracy": "accuracy %",
 }
-COUNTS = ("missed", "false_alarms")
+STRICT_METRICS = ("dice", "iou", "precision", "recall", "surface_dice", "hd95", "assd", "prediction_ml", "label_ml",
+                  "difference_ml")  # fmt: skip
+PAPER_METRICS = ("dice", "hd95")
+DISTANCES = ("hd95", "assd")
+
+RESAMPLES = 10_000
+# Below so many cases 95 % intervals hold the true mean less often.
+FEW_CASES = 50
+# numbers that a bootstrap holds at once
+BATCH = 4_000_000
 
 
-def cropped_masks(
-    predicted: NDArray[Any], true: NDArray[Any], classes: int
-) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """For each class 1 … C the two masks, cut to the box that holds both; of size 0 where neither map has the class.
+@dataclass(frozen=True)
+class Row:
+    """One class of one case, under one protocol."""
+
+    case: str
+    structure: str
+    score: Score | ImageScore
+
+    def cells(self) -> dict[str, str | int | float]:
+        """A line of `metrics.csv`."""
+        return {"case": self.case, "class": self.structure, **asdict(self.score), "format": FORMAT}
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Over `n` cases: mean, sample standard deviation (n − 1), and the ends of the mean's 95 % interval.
+
+    None where there is none: the mean of no case, the others of fewer than two.
+    """
+
+    mean: float | None
+    sd: float | None
+    n: int
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class MeanOfClasses:
+    """The mean of the means of `classes` classes, its 95 % interval, and how the means of `cases` cases spread."""
+
+    mean: float | None
+    classes: int
+    sd_over_cases: float | None
+    cases: int
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class StructureResult:
+    """One class under one protocol, over all cases."""
+
+    metrics: Mapping[str, Mean]
+    missed: int
+    false_alarms: int
+    absent: int
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All classes under one set of rules."""
+
+    rules: str
+    distance_unit: str
+    classes: Mapping[str, StructureResult]
+    mean: Mapping[str, MeanOfClasses]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published row to print beside the results: metric → class, "mean" or "sd" → value, in per cent or its unit.
 
     Example:
-        >>> maps = np.array([0, 1, 0, 0]), np.array([0, 1, 1, 0])
-        >>> [(predicted.tolist(), true.tolist()) for predicted, true in cropped_masks(*maps, classes=2)]
-        [([True, False], [True, True]), ([], [])]
+        >>> Published.of({"name": "paper", "iou": 71.56, "iou_sd": 2.43, "dice": {"liver": 94.0}}).values
+        {'iou': {'mean': 71.56, 'sd': 2.43}, 'dice': {'liver': 94.0}}
     """
-    for index, box in enumerate(class_boxes([predicted, true], classes), start=1):
-        yield predicted[box] == index, true[box] == index
+
+    name: str = "published"
+    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any] | None) -> Published:
+        """From what configurations say: {"name": …, metric: value or {class: value}, "METRIC_sd": value}."""
+        values: dict[str, dict[str, float]] = {}
+        for key, value in (row or {}).items():
+            if isinstance(value, Mapping):
+                values[key] = dict(value)
+            elif key != "name":
+                values.setdefault(key.removesuffix("_sd"), {})["sd" if key.endswith("_sd") else "mean"] = float(value)
+        return cls(str((row or {}).get("name", "published")), values)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `summary.json` holds; docs/formats.md explains it."""
+
+    kind: str
+    title: str
+    selection: str
+    classes: tuple[str, ...]
+    cases: int
+    failures: Mapping[str, str]
+    postprocess: Postprocess
+    engine: Engine
+    protocols: Mapping[str, Protocol]
+    published: Published
+    versions: Mapping[str, str]
+    files: tuple[str, ...]
+    labels: Mapping[str, str]
+    format: int = FORMAT
+
+
+class Scores(ABC):
+    """The scores of all cases of one evaluation. A case is known by its file; added twice, it counts once.
+
+    Args:
+        classes: names of the classes 1 … C.
+        title: what was evaluated; heading of the table.
+        selection: how the evaluated model was chosen; in the summary and in the table.
+        published: a row to print beside the results, see `Published`.
+        measuring: how cases are measured.
+
+    Raises:
+        InputError: when there is no class, two have one name, or there are not as many tolerances as classes.
+    """
+
+    kind: str
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        title: str = "",
+        selection: str = "",
+        published: Mapping[str, Any] | None = None,
+        measuring: Measuring | None = None,
+    ) -> None:
+        if not classes or len(set(classes)) != len(classes):
+            raise InputError(f"classes must be one or more different names, not {list(classes)}")
+        self.classes = tuple(classes)
+        self.title = title or "Evaluation"
+        self.selection = selection or "not stated"
+        self.published = Published.of(published)
+        self.measuring = measuring or Measuring()
+        if len(self.measuring.tolerances) not in (1, len(classes)):
+            raise InputError(f"{len(self.measuring.tolerances)} tolerances for {len(classes)} classes")
+        self.cases: dict[str, Case] = {}
+        # of cases that could not be scored: file → what is wrong
+        self.failures: dict[str, str] = {}
+
+    def add(
+        self, file: str, prediction: LabelMap, label: LabelMap, spacing_mm: Sequence[float] | None = None
+    ) -> list[Row]:
+        """Score one case, given two maps of class indices of one shape, and the voxel size per axis where it is known.
+
+        Returns:
+            The rows of the case.
+
+        Raises:
+            ValueError: when a map holds other values or the shapes differ; it names the file.
+        """
+        maps = class_maps(prediction, label, len(self.classes), file)
+        self.cases[file] = measure(*maps, len(self.classes), spacing_mm, self.measuring)
+        return self.score(stem(file), self.cases[file])
+
+    @abstractmethod
+    def score(self, name: str, case: Case) -> list[Row]:
+        """The rows of one case."""
+
+    @abstractmethod
+    def protocols(self, rows: list[Row]) -> dict[str, Protocol]:
+        """The results under each set of rules."""
+
+    def names(self) -> dict[str, str]:
+        """What each file's case is called: by the file's name, or by the whole path where names repeat."""
+        names = {file: stem(file) for file in sorted(self.cases)}
+        count = Counter(names.values())
+        return {file: name if count[name] == 1 else file for file, name in names.items()}
+
+    def rows(self) -> list[Row]:
+        """All rows, in the order of the files."""
+        return [row for file, name in self.names().items() for row in self.score(name, self.cases[file])]
+
+    def summary(self) -> Summary:
+        """All results. What needs several of them calls this once."""
+        return Summary(
+            self.kind,
+            self.title,
+            self.selection,
+            self.classes,
+            len(self.cases),
+            dict(self.failures),
+            self.measuring.postprocess,
+            self.measuring.engine,
+            self.protocols(self.rows()),
+            self.published,
+            _versions(),
+            tuple(sorted(self.cases)),
+            {name: self.cases[file].label_sha256 for file, name in self.names().items()},
+        )
+
+    def _tolerances(self) -> dict[str, float]:
+        tolerances = self.measuring.tolerances
+        names = self.classes if len(tolerances) > 1 else ("",)
+        return dict(zip(names, tolerances, strict=True))
 
 
 class VolumeScores(Scores):
     """Volumes: every class of every case under the strict and the published protocol of `evaluation.protocols`.
 
+    Args:
+        missed_distance: what HD95 and ASSD of a missed class are under the strict protocol: "undefined", or the
+            "diagonal" of the image.
+
     Example:
         >>> scores = VolumeScores(["liver", "spleen"])
         >>> row, *_ = scores.add("case1.nii.gz", np.ones((2, 3, 4), int), np.ones((2, 3, 4), int))
-        >>> row["class"], row["protocol"], row["dice"]
+        >>> row.structure, row.score.protocol, row.score.dice
         ('liver', 'strict', 1.0)
-        >>> scores.mean_dice()  # the spleen is in neither map: not scored
+        >>> scores.summary().protocols["strict"].mean["dice"].mean  # the spleen is in neither map: not scored
         1.0
     """
 
-    def score(self, predicted: NDArray[Any], true: NDArray[Any], spacing_mm: Sequence[float] | None) -> list[Row]:
-        rows: list[Row] = []
-        for name, masks in zip(self.classes, cropped_masks(predicted, true, len(self.classes)), strict=True):
-            by_strict = strict(*masks, spacing_mm)
-            # In voxels the protocols agree on computed pairs, and surface distances take long.
-            by_paper = by_strict if spacing_mm is None and by_strict.status == "computed" else paper(*masks)
-            for protocol, score in (("strict", by_strict), ("paper", by_paper)):
-                rows.append({"class": name, "protocol": protocol} | score._asdict())
-        return rows
+    kind = "volumes"
 
-    def mean_dice(self) -> float:
-        """Strict Dice, mean over cases for each class, then over classes; NaN where no class was scored."""
-        mean = self.protocols()["strict"]["mean"]["dice"]["mean"]
-        return nan if mean is None else mean
+    def __init__(self, *args: Any, missed_distance: MissedDistance = "undefined", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if missed_distance not in ("undefined", "diagonal"):
+            raise InputError(f"missed_distance must be undefined or diagonal, not {missed_distance!r}")
+        self.missed_distance: MissedDistance = missed_distance
 
-    def protocols(self) -> dict[str, Any]:
-        return {name: self._protocol(name, rules) for name, rules in RULES.items()}
-
-    def _protocol(self, name: str, rules: str) -> dict[str, Any]:
-        rows = [row for row in self.rows() if row["protocol"] == name]
-        # Millimetres and voxels have no common mean: cases without spacing are left out where others have one.
-        unit = "mm" if any(row["hd95_unit"] == "mm" for row in rows) else "voxels"
-        in_unit = [row for row in rows if row["hd95_unit"] == unit]
-        without = len({row["case"] for row in rows}) - len({row["case"] for row in in_unit})
-        classes = {}
-        for name in self.classes:
-            status = [row["status"] for row in rows if row["class"] == name]
-            classes[name] = {
-                "dice": spread(row["dice"] for row in rows if row["class"] == name),
-                "hd95": spread(row["hd95"] for row in in_unit if row["class"] == name),
-                "missed": status.count("missed"),
-                "false_alarms": status.count("false alarm"),
-                "absent": status.count("absent"),
-            }
-        note = f"; cases without voxel spacing, left out of the means of HD95: {without}" if without else ""
-        return {
-            "rules": rules + note,
-            "dice_unit": "fraction",
-            "hd95_unit": unit,
-            "mean": {
-                "dice": _mean_of_classes("dice", classes, rows),
-                "hd95": _mean_of_classes("hd95", classes, in_unit),
-                "missed": sum(value["missed"] for value in classes.values()),
-                "false_alarms": sum(value["false_alarms"] for value in classes.values()),
-            },
-            "classes": classes,
-        }
-
-    def columns(self) -> list[Group]:
-        groups: list[Group] = [("", [("class", [*self.classes, "", "mean of classes"])])]
-        for name, result in self.protocols().items():
-            classes, mean = list(result["classes"].values()), result["mean"]
-            columns = []
-            for key, header, factor in (("dice", "Dice %", 100), ("hd95", f"HD95 {result['hd95_unit']}", 1)):
-                cells = [plus_minus(value[key]["mean"], value[key]["sd"], factor) for value in classes]
-                total = plus_minus(mean[key]["mean"], mean[key]["sd_over_cases"], factor)
-                columns.append((header, [*cells, "", total]))
-                columns.append(("N", [*(str(value[key]["n"]) for value in classes), "", str(mean[key]["cases"])]))
-            groups.append((name, columns))
-            if name == "strict":
-                counts = [(key, [*(str(value[key]) for value in classes), "", str(mean[key])]) for key in COUNTS]
-                groups.append(("number of", [(key.replace("_", " "), cells) for key, cells in counts]))
-        published = [
-            (header, [f"{values[key]:.2f}" if key in values else "" for key in [*self.classes, "", "mean"]])
-            for header, values in (("Dice %", self.published.get("dice")), ("HD95", self.published.get("hd95")))
-            if values
+    def score(self, name: str, case: Case) -> list[Row]:
+        return [
+            Row(name, structure, score)
+            for structure, measured in zip(self.classes, case.structures, strict=True)
+            for score in (strict(measured, case, self.missed_distance), paper(measured))
         ]
-        return [*groups, (self.published.get("name", "published"), published)] if published else groups
 
-
-def _mean_of_classes(key: str, classes: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
-    """The mean of the classes' means, and how the cases' means over their classes spread."""
-    means = spread(value[key]["mean"] for value in classes.values())
-    cases: dict[str, list[float]] = {}
-    for row in rows:
-        cases.setdefault(row["case"], []).append(row[key])
-    over_cases = spread(spread(values)["mean"] for values in cases.values())
-    return {"mean": means["mean"], "classes": means["n"], "sd_over_cases": over_cases["sd"], "cases": over_cases["n"]}
+    def protocols(self, rows: list[Row]) -> dict[str, Protocol]:
+        protocols = {}
+        for name, rules, metrics in (
+            ("strict", strict_rules(self.missed_distance, self._tolerances()), STRICT_METRICS),
+            ("paper", PAPER_RULES, PAPER_METRICS),
+        ):
+            own = [row for row in rows if isinstance(row.score, Score) and row.score.protocol == name]
+            units = {row.case: row.score.distance_unit for row in own if isinstance(row.score, Score)}
+            # Millimetres and voxels have no common mean: cases without spacing are left out where others have one.
+            unit = "mm" if "mm" in units.values() else "voxels"
+            without = {case for case, found in units.items() if found != unit}
+            if without:
+                rules += f"; cases without voxel spacing, left out of the means of HD95 and ASSD: {len(without)}"
+            values = {metric: _by_case(own, self.classes, metric) for metric in metrics}
+            for metric in set(DISTANCES) & set(metrics):
+                values[metric][[case in without for case in units]] = math.nan
+            protocols[name] = _protocol(rules, unit, self.classes, values, own)
+        return protocols
 
 
 class ImageScores(Scores):
-    """Single images: the two published ways to count pixels, and HD95 and surface Dice in pixels.
+    """Single images: the published ways to count pixels, and HD95 and surface Dice in pixels.
 
     Several classes are each scored against all others; their mean is given as well.
-
-    Args:
-        tolerance_px: of the surface Dice.
 
     Example:
         >>> scores = ImageScores(["lesion"])
         >>> row, *_ = scores.add("a.png", np.array([[1, 1, 0, 0]]), np.array([[1, 0, 0, 0]]))
-        >>> row["status"], row["tp"], row["fp"]
+        >>> row.score.status, row.score.tp, row.score.fp
         ('computed', 1, 1)
-        >>> round(scores.mean("iou"), 3)
+        >>> round(scores.summary().protocols["per image"].mean["iou"].mean, 3)
         0.5
     """
 
-    def __init__(self, *args: Any, tolerance_px: float = 2.0, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.tolerance_px = tolerance_px
+    kind = "images"
 
-    def score(self, predicted: NDArray[Any], true: NDArray[Any], spacing_mm: Sequence[float] | None) -> list[Row]:
-        rows: list[Row] = []
-        for index, name in enumerate(self.classes, start=1):
-            masks = predicted == index, true == index
-            counts, status = confusion(*masks), occurrence(*masks)
-            surface = {
-                "hd95_px": hd95(*masks) if status == "computed" else nan,
-                "surface_dice": surface_dice(*masks, self.tolerance_px),
-            }
-            rows.append({"class": name, "status": status} | per_image(counts) | surface | counts._asdict())
-        return rows
-
-    def protocols(self) -> dict[str, Any]:
-        rows = self.rows()
-        results: dict[str, Any] = {name: {"rules": rules, "classes": {}} for name, rules in IMAGE_RULES.items()}
-        results["surface"]["rules"] += f"; tolerance of the surface Dice: {self.tolerance_px:g} pixels"
-        for name in self.classes:
-            own = [row for row in rows if row["class"] == name]
-            status = [row["status"] for row in own]
-            counts = [Confusion(row["tp"], row["fp"], row["fn"], row["tn"]) for row in own]
-            results["per image"]["classes"][name] = {key: spread(row[key] for row in own) for key in METRICS}
-            # One number for the whole set: there is no spread to give.
-            results["pooled"]["classes"][name] = {
-                key: {"mean": value, "sd": None, "n": len(own)} for key, value in pooled(counts).items()
-            }
-            results["surface"]["classes"][name] = {
-                "hd95_px": spread(row["hd95_px"] for row in own),
-                "surface_dice": spread(row["surface_dice"] for row in own),
-                "missed": status.count("missed"),
-                "false_alarms": status.count("false alarm"),
-                "absent": status.count("absent"),
-            }
-        for result in results.values():
-            classes = list(result["classes"].values())
-            keys = [key for key, value in classes[0].items() if isinstance(value, dict)]
-            result["mean_of_classes"] = {key: spread(value[key]["mean"] for value in classes)["mean"] for key in keys}
-        return results
-
-    def mean(self, metric: str = "iou") -> float:
-        """A per-image metric, mean over the images for each class, then over the classes; NaN without any image."""
-        mean = self.protocols()["per image"]["mean_of_classes"][metric]
-        return nan if mean is None else mean
-
-    def columns(self) -> list[Group]:
-        protocols = self.protocols()
-        lines: list[tuple[str, ...]] = []
-        for name in self.classes:
-            each, whole, surface = (protocols[key]["classes"][name] for key in ("per image", "pooled", "surface"))
-            scores = [(header, each[key], whole.get(key), 100) for key, header in METRICS.items()]
-            scores.append(("HD95 px", surface["hd95_px"], None, 1))
-            scores.append((f"surface Dice % at {self.tolerance_px:g} px", surface["surface_dice"], None, 100))
-            if lines:
-                lines.append(("",) * 4)
-            prefix = f"{name}: " if len(self.classes) > 1 else ""
-            for header, value, one, factor in scores:
-                cells = plus_minus(value["mean"], value["sd"], factor), str(value["n"])
-                lines.append((prefix + header, *cells, plus_minus(one["mean"], None, factor) if one else ""))
-            for key in COUNTS:
-                lines.append((prefix + key.replace("_", " "), str(surface[key]), str(each["iou"]["n"]), ""))
-        labels, means, counts, pools = (list(column) for column in zip(*lines, strict=True))
-        groups: list[Group] = [
-            ("", [("metric", labels)]),
-            ("per image", [("mean ± sd", means), ("N", counts)]),
-            ("pooled", [("all pixels", pools)]),
+    def score(self, name: str, case: Case) -> list[Row]:
+        return [
+            Row(name, structure, image_score(measured))
+            for structure, measured in zip(self.classes, case.structures, strict=True)
         ]
-        if self.published and len(self.classes) == 1:
-            known = [f"{self.published[key]:.2f}" if key in self.published else "" for key in METRICS]
-            groups.append((self.published.get("name", "published"), [("", known + [""] * (len(lines) - len(known)))]))
-        return groups
+
+    def protocols(self, rows: list[Row]) -> dict[str, Protocol]:
+        metrics = {
+            "per image": tuple(METRICS),
+            "threshold": ("threshold_jaccard",),
+            "surface": ("hd95_px", "surface_dice"),
+        }
+        found = {
+            name: _protocol(
+                IMAGE_RULES[name],
+                "pixels",
+                self.classes,
+                {key: _by_case(rows, self.classes, key) for key in keys},
+                rows,
+            )
+            for name, keys in metrics.items()
+        }
+        tolerances = ", ".join(f"{name} {size:g} pixels".strip() for name, size in self._tolerances().items())
+        rules = f"{IMAGE_RULES['surface']}; tolerance of the surface Dice: {tolerances}"
+        each = found["per image"]
+        return {
+            "per image": each,
+            "pooled": self._pooled(each),
+            "threshold": found["threshold"],
+            "surface": replace(found["surface"], rules=rules),
+        }
+
+    def _pooled(self, each: Protocol) -> Protocol:
+        """One number for the whole set: there is no spread to give."""
+        classes = {}
+        for index, (name, result) in enumerate(each.classes.items()):
+            counts = [case.structures[index].counts for case in self.cases.values()]
+            means = {key: Mean(value, None, len(counts)) for key, value in pooled(counts).items()}
+            classes[name] = replace(result, metrics=means)
+        keys = next(iter(classes.values())).metrics
+        mean = {
+            key: MeanOfClasses(
+                statistics.fmean(known) if (known := _means(classes, key)) else None, len(known), None, len(self.cases)
+            )
+            for key in keys
+        }
+        return Protocol(IMAGE_RULES["pooled"], "pixels", classes, mean)
+
+
+def tolerances_of(classes: Sequence[str], tolerance: float | Mapping[str, float] = TOLERANCE) -> tuple[float, ...]:
+    """The tolerance of each class, from one number, or from numbers of some classes; 2 for the others.
+
+    Raises:
+        InputError: when a class has no such name.
+
+    Example:
+        >>> tolerances_of(["liver", "aorta"], {"aorta": 1}), tolerances_of(["liver", "aorta"], 3)
+        ((2.0, 1.0), (3.0,))
+    """
+    if not isinstance(tolerance, Mapping):
+        return (float(tolerance),)
+    if unknown := sorted(set(tolerance) - set(classes)):
+        raise InputError(f"a tolerance for {', '.join(unknown)}", remedy=f"the classes are {', '.join(classes)}")
+    return tuple(float(tolerance.get(name, TOLERANCE)) for name in classes)
+
+
+def spread(values: Iterable[float]) -> Mean:
+    """Mean, deviation and N of the values that are not NaN, and the 95 % interval of the mean.
+
+    Example:
+        >>> spread([1.0, 3.0, math.nan])
+        Mean(mean=2.0, sd=1.4142135623730951, n=2, low=1.0, high=3.0)
+    """
+    known = tuple(value for value in values if not math.isnan(value))
+    return Mean(
+        statistics.fmean(known) if known else None,
+        statistics.stdev(known) if len(known) > 1 else None,
+        len(known),
+        *interval(known),
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def interval(values: tuple[float, ...]) -> tuple[float | None, float | None]:
+    """The 95 % interval of the mean: BCa bootstrap, 10 000 resamples, always with the same seed.
+
+    None for fewer than two values; the value itself where all are equal. Where BCa has no answer, as for one value
+    apart from many equal ones, the percentiles are taken.
+
+    Example:
+        >>> interval((0.5, 0.5)), interval((1.0,))
+        ((0.5, 0.5), (None, None))
+    """
+    if len(values) < 2:
+        return None, None
+    if min(values) == max(values):
+        return values[0], values[0]
+    return _bootstrap(np.asarray(values)[:, None])
+
+
+def _bootstrap(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Of the mean of the columns' means of values (cases, classes); cases are drawn, NaN left out."""
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
+
+    def statistic(cases: NDArray[np.intp], axis: int = -1) -> NDArray[np.float64]:
+        sums, counts = filled[cases].sum(axis - 1), known[cases].sum(axis - 1)
+        means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+        return means.sum(-1) / np.maximum((counts > 0).sum(-1), 1)
+
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            found = stats.bootstrap(
+                (np.arange(len(values)),), statistic, n_resamples=RESAMPLES, batch=max(1, BATCH // values.size),
+                vectorized=True, axis=-1, method=method, random_state=np.random.default_rng(0),
+            )  # fmt: skip
+        low, high = map(float, found.confidence_interval)
+        if math.isfinite(low) and math.isfinite(high):
+            return low, high
+    return None, None
+
+
+def _by_case(rows: Sequence[Row], classes: Sequence[str], metric: str) -> NDArray[np.float64]:
+    """(cases, classes), in the order of the rows."""
+    return np.array([getattr(row.score, metric) for row in rows], np.float64).reshape(-1, len(classes))
+
+
+def _protocol(
+    rules: str, unit: str, classes: Sequence[str], values: Mapping[str, NDArray[np.float64]], rows: Sequence[Row]
+) -> Protocol:
+    results = {}
+    for index, name in enumerate(classes):
+        status = [row.score.status for row in rows if row.structure == name]
+        means = {metric: spread(table[:, index].tolist()) for metric, table in values.items()}
+        results[name] = StructureResult(
+            means, status.count("missed"), status.count("false alarm"), status.count("absent")
+        )
+    mean = {metric: _mean_of_classes(table, _means(results, metric)) for metric, table in values.items()}
+    return Protocol(rules, unit, results, mean)
+
+
+def _means(classes: Mapping[str, StructureResult], metric: str) -> list[float]:
+    """Of the classes that have one."""
+    means = [result.metrics[metric].mean for result in classes.values()]
+    return [mean for mean in means if mean is not None]
+
+
+def _mean_of_classes(table: NDArray[np.float64], means: list[float]) -> MeanOfClasses:
+    """The mean of the classes' means, and how the cases' means over their classes spread."""
+    scored = [[value for value in case if not math.isnan(value)] for case in table.tolist()]
+    cases = [statistics.fmean(values) for values in scored if values]
+    low = high = None
+    if table.shape[1] == 1:
+        low, high = interval(tuple(cases))
+    elif len(cases) > 1:
+        low, high = _interval_of_classes(table[~np.isnan(table).all(1)].tobytes(), table.shape[1])
+    sd = statistics.stdev(cases) if len(cases) > 1 else None
+    return MeanOfClasses(statistics.fmean(means) if means else None, len(means), sd, len(cases), low, high)
+
+
+@functools.lru_cache(maxsize=64)
+def _interval_of_classes(table: bytes, classes: int) -> tuple[float | None, float | None]:
+    values = np.frombuffer(table).reshape(-1, classes)
+    if all(np.ptp(column[~np.isnan(column)]) == 0 for column in values.T if not np.isnan(column).all()):
+        mean = statistics.fmean(float(np.nanmean(column)) for column in values.T if not np.isnan(column).all())
+        return mean, mean
+    return _bootstrap(values)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("torch", "monai", "numpy", "scipy", "medpy", "monai-cmunext-vmunet"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation.files import write_results
 from evaluation.folds import main, summarise
 from evaluation.scores import ImageScores
 
@@ -21,7 +22,7 @@ def write_run(folder: Path, seed: int, images: int, **options: object) -> list[f
         predicted, true = rng.random((2, 9, 7)) > 0.4
         scores.add(f"{index}.png", predicted.astype(np.uint8), true.astype(np.uint8))
         iou.append(((predicted & true).sum() + 1e-5) / ((predicted | true).sum() + 1e-5))
-    scores.write(folder)
+    write_results(folder, scores.summary(), scores.rows())
     return iou
 
 
@@ -56,11 +57,14 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b: selection 'the loss' differs from 'IoU'"):
         summarise([tmp_path / "a", tmp_path / "b"])
     (tmp_path / "c").mkdir()
-    (tmp_path / "c/summary.json").write_text('{"protocols": {"strict": {}, "paper": {}}}')
+    (tmp_path / "c/summary.json").write_text('{"format": 1, "kind": "volumes"}')
     with pytest.raises(ValueError, match="no summary of an evaluation of single images"):
+        summarise([tmp_path / "c"])
+    (tmp_path / "c/summary.json").write_text('{"protocols": {}}')
+    with pytest.raises(ValueError, match="no summary of format 1; evaluate that run again"):
         summarise([tmp_path / "c"])
     (tmp_path / "c/summary.json").write_text("{")
     with pytest.raises(ValueError, match="not a readable summary"):
         summarise([tmp_path / "c"])
-    with pytest.raises(SystemExit, match=r"error: .*d.summary\.json does not exist: evaluate that run first"):
+    with pytest.raises(SystemExit, match=r"error: .*d.summary\.json: does not exist; evaluate that run first"):
         main([str(tmp_path / "d")])

@@ -133,7 +133,12 @@ def test_volume_report_draws_the_first_case(tmp_path: Path, seeds: tuple[int, in
     evaluator([volume_item(seed) for seed in seeds], [report]).run()
     drawn = [count(pixels(tmp_path / "new" / "overview.png"), colour) > 200 for colour in COLOURS[:2]]
     assert drawn == [True, seeds[0] == 1]  # only case 1 has a spleen
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["metrics.csv", "overview.png", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "metrics.csv",
+        "overview.png",
+        "report.html",
+        "summary.json",
+    ]
 
 
 def image_item(seed: int) -> Item:
@@ -175,7 +180,7 @@ def test_image_report_of_several_classes_takes_the_largest_logit(tmp_path: Path)
         report.add("x.png", {"image": logits, "pred": prediction, "label": label})
         for row, index in zip(report.scores.rows(), (1, 2), strict=True):
             expected = confusion(logits.argmax(0) == index, label[0] == index)
-            assert (row["tp"], row["fp"], row["fn"], row["tn"]) == expected, key
+            assert (row.score.tp, row.score.fp, row.score.fn, row.score.tn) == expected, key
 
 
 @pytest.mark.parametrize(("bgr", "seen"), [(True, "red"), (False, "blue")])
@@ -187,6 +192,37 @@ def test_pictures_of_bgr_images_show_red_as_red(tmp_path: Path, bgr: bool, seen:
     report.finish(Engine(lambda engine, batch: batch))
     picture = pixels(tmp_path / "overview.png")
     assert [count(picture, colour) > 10_000 for colour in ("red", "blue")] == [seen == "red", seen == "blue"]
+
+
+@pytest.mark.parametrize("engine", ["fast", "medpy"])
+def test_reports_take_the_options_of_the_command(tmp_path: Path, engine: str) -> None:
+    label = torch.zeros(1, 6, 20, 20)
+    label[:, 1:4, 2:9, 2:9] = 1
+    pred = label.clone()
+    pred[0, 5, 18:, 18:] = 1
+    item = {key: MetaTensor(value, AFFINE) for key, value in (("image", label), ("pred", pred), ("label", label))}
+    options: dict[str, Any] = {"engine": engine, "postprocess": "largest", "picture": True}
+    volumes = VolumeReport(tmp_path / "v", ["a"], tolerance_mm={"a": 0.5}, missed_distance="diagonal", **options)
+    images = ImageReport(tmp_path / "i", ["a"], logits=False, tolerance_px=0, **options)
+    for report, one in ((volumes, item), (images, {key: value[:, 2] for key, value in item.items()})):
+        report.add("x", one)
+        report.finish(Engine(lambda engine, batch: batch))
+        summary = json.loads((report.output_dir / "summary.json").read_text())
+        assert (summary["engine"], summary["postprocess"]) == (engine, "largest")
+        assert report.scores.rows()[0].score.surface_dice == 1
+    assert "0.5 mm" in volumes.scores.summary().protocols["strict"].rules
+    white = count(pixels(tmp_path / "v" / "overview.png"), "white")
+    VolumeReport(tmp_path / "w", ["a"], picture=True).add("x", item)
+    assert count(pixels(tmp_path / "v" / "overview.png"), COLOURS[0]) > 100
+    assert white != count(pixels(tmp_path / "w" / "overview.png"), "white")  # another frame: the false voxels widen it
+
+
+def test_volumes_of_one_slice_are_drawn_too(tmp_path: Path) -> None:
+    label = MetaTensor(torch.ones(1, 1, 8, 9), AFFINE)
+    report = VolumeReport(tmp_path, ["a"])
+    report.add("x", {"image": label, "pred": label, "label": label})
+    report.finish(Engine(lambda engine, batch: batch))
+    assert (tmp_path / "report.html").read_text().count("data:image/webp") == 1
 
 
 def test_cases_without_a_file_are_numbered(tmp_path: Path) -> None:

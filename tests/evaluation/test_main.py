@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from PIL import Image
 
+from evaluation import files
 from evaluation.__main__ import main
 from evaluation.metrics import confusion
 from evaluation.protocols import pooled
-from transforms import SPL_AFFINE, SaveImageVolume
+from transforms import SPL_AFFINE, SaveImageVolume, read_volume
 
 SPL = np.array([[0.0, 0, -0.8, 9], [0, -0.9, 0, 5], [3, 0, 0, -7], [0, 0, 0, 1]])  # 3 × 0.9 × 0.8 mm
 
@@ -96,6 +98,10 @@ def test_labels_may_number_their_classes_in_another_way(folders: tuple[Path, Pat
     assert "--label-ids" in message
     strict = protocols(predictions, labels, "--label-ids", 11, 4, "--output", tmp_path)["strict"]
     assert {name: value["dice"]["mean"] for name, value in strict["classes"].items()} == {"class 1": 1, "class 2": 1}
+    save_nifti(predictions / "img0001" / "img0001_trans.nii.gz", raw)
+    message = failure(predictions, labels, "--label-ids", 11, 4)
+    assert "img0001_trans.nii.gz: holds classes up to 11, --label-ids numbers 2; leave --label-ids out" in message
+    assert protocols(predictions, labels, "--output", tmp_path)["strict"]["mean"]["dice"]["mean"] == 1
     assert "--classes names 1 classes, --label-ids numbers 2" in failure(
         predictions, labels, "--classes", "liver", "--label-ids", 11, 4
     )
@@ -122,7 +128,7 @@ def test_released_volumes_take_the_spacing_that_is_given(folders: tuple[Path, Pa
         save_h5(folder / "a.npy.h5", label)
     for spacing, options in ((None, ()), ((3, 1, 1), ("--spacing", 3, 1, 1))):
         strict = protocols(predictions, labels, *options, "--output", tmp_path)["strict"]
-        assert strict["hd95_unit"] == ("mm" if spacing else "voxels")
+        assert strict["distance_unit"] == ("mm" if spacing else "voxels")
         expected = binary.hd95(*(label == 1 for label in pair), spacing)
         assert strict["classes"]["class 1"]["hd95"]["mean"] == pytest.approx(expected)
     for wrong in (0, -1, "nan", "inf"):
@@ -134,7 +140,7 @@ def test_one_millimetre_is_a_known_spacing(folders: tuple[Path, Path], tmp_path:
     for folder, label in zip(folders, pair, strict=True):
         save_nifti(folder / "a.nii.gz", label, np.diag([1, 1, 1, 1]))
     strict = protocols(*folders, "--output", tmp_path)["strict"]
-    assert strict["hd95_unit"] == "mm"
+    assert strict["distance_unit"] == "mm"
     assert "left out" not in strict["rules"]
     expected = binary.hd95(*(label == 1 for label in pair), (1, 1, 1))
     assert strict["classes"]["class 1"]["hd95"]["mean"] == pytest.approx(expected)
@@ -147,7 +153,7 @@ def test_masks_of_released_volumes_claim_no_millimetres(folders: tuple[Path, Pat
     item = MetaTensor(label[None], SPL_AFFINE, {"filename_or_obj": "case0001.npy.h5", "geometry": "assumed"})
     SaveImageVolume(predictions)(item)
     strict = protocols(predictions, labels, "--output", tmp_path)["strict"]
-    assert strict["hd95_unit"] == "voxels"
+    assert strict["distance_unit"] == "voxels"
     # and lie nowhere, so that they can be compared with the raw label too
     save_nifti(labels / "case0001.nii.gz", label)
     (labels / "case0001.npy.h5").unlink()
@@ -185,7 +191,7 @@ def test_one_bad_pair_does_not_stop_the_others(
     with pytest.raises(SystemExit) as error, caplog.at_level("INFO"):
         main(arguments)
     first, *lines = str(error.value).splitlines()
-    assert first == "error: 2 of 5 pairs could not be scored:"
+    assert first == "error: 2 cases could not be scored:"
     assert [line.partition(": ")[0] for line in lines] == [
         str(predictions / "1_pred.nii.gz"),
         str(labels / "3.nii.gz"),
@@ -195,16 +201,16 @@ def test_one_bad_pair_does_not_stop_the_others(
     assert (summary["cases"], list(summary["failures"])) == (3, [str(labels / f"{case}.nii.gz") for case in (1, 3)])
     found = [binary.dc(blobs(case) == 1, blobs(case + 1) == 1) for case in (0, 2, 4)]
     assert summary["protocols"]["strict"]["classes"]["a"]["dice"]["mean"] == pytest.approx(np.mean(found))
-    assert "passed over: 3 files, hidden or of another format" in caplog.text
+    assert "passed over: 1 hidden, 1 *.txt, 1 *.png" in caplog.text
     # Without --classes too, where the labels are read for their number.
     save_nifti(labels / "3.nii.gz", blobs(4))
-    with pytest.raises(SystemExit, match="1 of 5 pairs"):
+    with pytest.raises(SystemExit, match="error: .*1_pred.nii.gz: not a readable"):
         main(arguments[:2])
     for case in range(5):
         (predictions / f"{case}_pred.nii.gz").write_bytes(b"no volume")
     with pytest.raises(SystemExit, match="0_pred.nii.gz: not a readable"):
         main(arguments[:2])
-    with pytest.raises(SystemExit, match="5 of 5 pairs"):
+    with pytest.raises(SystemExit, match="5 cases could not be scored"):
         main(arguments)
 
 
@@ -224,7 +230,7 @@ def test_images(folders: tuple[Path, Path], tmp_path: Path) -> None:
         Image.fromarray(label * 255).convert("RGB").save(labels / f"ISIC_000{i}_segmentation.png")
     found = protocols(predictions, labels, "--output", tmp_path)["pooled"]["classes"]["lesion"]
     expected = pooled([confusion(p == 1, t == 1) for p, t in pairs])
-    assert {key: value["mean"] for key, value in found.items()} == pytest.approx(expected)
+    assert {key: found[key]["mean"] for key in expected} == pytest.approx(expected)
     for option in (("--label-ids", 1), ("--spacing", 3, 1, 1)):
         assert "--label-ids and --spacing are for volumes" in failure(predictions, labels, *option)
 
@@ -243,9 +249,9 @@ def test_label_maps_of_images(folders: tuple[Path, Path], tmp_path: Path) -> Non
 def test_missing_and_unpaired_files_are_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, labels = folders
     assert "does not exist" in failure(predictions, tmp_path / "nowhere")
-    assert f"{labels} is or holds no" in failure(predictions, labels)
+    assert f"{labels}: is or holds no" in failure(predictions, labels)
     save_nifti(labels / "a.nii", blobs(0))
-    assert f"{predictions} is or holds no" in failure(predictions, labels)
+    assert f"{predictions}: is or holds no" in failure(predictions, labels)
     for name in ("a", "b"):
         save_nifti(predictions / f"{name}.nii.gz", blobs(1))
     assert f"no label of the same name for {predictions / 'b.nii.gz'}" in failure(predictions, labels)
@@ -300,3 +306,122 @@ def test_only_the_output_is_written_and_named_where_it_cannot_be(folders: tuple[
     assert str(tmp_path / "file") in failure(*folders, "--output", tmp_path / "file")
     main([str(folder) for folder in folders])
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def save_masks(folder: Path, masks: Sequence[NDArray[Any]], name: str = "{}.png") -> None:
+    for index, mask in enumerate(masks):
+        Image.fromarray(mask.astype(np.uint8)).save(folder / name.format(index))
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (0, 85, 170), (0, 128, 255)])
+def test_pictures_of_several_classes_are_not_one_class(
+    folders: tuple[Path, Path], tmp_path: Path, numbers: tuple[int, ...]
+) -> None:
+    predictions, labels = folders
+    stored = np.array(numbers)
+    masks = [blobs(i, (30, 40)) for i in range(3)]
+    assert all(mask.max() == 2 for mask in masks)
+    save_masks(labels, [stored[mask] for mask in masks])
+    save_masks(predictions, [stored[np.where(mask == 1, 1, 0)] for mask in masks])  # the second class is never found
+    with pytest.raises(SystemExit) as error:
+        main([str(predictions), str(labels)])
+    assert "3 cases could not be scored" in str(error.value)
+    names = "--classes", "cup", "disc", "--label-map", *(f"{number}:{index}" for index, number in enumerate(numbers))
+    found = protocols(predictions, labels, *names, "--output", tmp_path)["per image"]["classes"]
+    assert found["cup"]["iou"]["mean"] == pytest.approx(1)
+    assert found["disc"]["iou"]["mean"] < 0.01
+    named = protocols(predictions, labels, *names[3:], "--output", tmp_path)["per image"]["classes"]
+    assert list(named) == ["class 1", "class 2"]
+
+
+def test_pictures_that_hold_one_class_each_are_not_one_class(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, labels = folders
+    mask = blobs(0, (30, 40), 1)
+    for numbers in ((85, 170), (1, 2), (1, 255)):
+        save_masks(labels, [mask * number for number in numbers])
+        save_masks(predictions, [mask * 255 for _ in numbers])
+        assert f"the labels hold {numbers[0]}, {numbers[1]} beside the background" in failure(predictions, labels)
+    found = protocols(predictions, labels, "--classes", "lesion", "--output", tmp_path)["pooled"]
+    assert found["classes"]["lesion"]["iou"]["mean"] == 1
+
+
+def test_label_files_of_one_picture_are_merged(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, labels = folders
+    parts = np.zeros((2, 20, 30), np.uint8)
+    parts[0, 2:8, 2:9], parts[1, 11:17, 15:25] = 255, 255
+    save_masks(labels, [parts[0], parts[0]], "benign ({})_mask.png")
+    save_masks(labels, [parts[1]], "benign ({})_mask_1.png")
+    save_masks(predictions, [parts.max(0), parts[0]], "benign ({}).png")
+    found = protocols(predictions, labels, "--output", tmp_path)["per image"]["classes"]["lesion"]
+    assert (found["iou"]["mean"], found["iou"]["n"]) == (pytest.approx(1), 2)
+
+
+def test_files_without_a_partner_are_listed_and_the_others_scored(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictions, labels = folders
+    save_masks(predictions, [blobs(i, (20, 30), 1) * 255 for i in range(4)], "{}_pred.png")
+    save_masks(labels, [blobs(i, (20, 30), 1) * 255 for i in range(5)])
+    (labels / "0.png").unlink()
+    with pytest.raises(SystemExit) as error:
+        main([str(predictions), str(labels), "--output", str(tmp_path / "report")])
+    assert str(error.value).splitlines() == [
+        "error: 2 cases could not be scored:",
+        f"no label of the same name for {predictions / '0_pred.png'}",
+        f"no prediction of the same name for {labels / '4.png'}",
+    ]
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert (summary["cases"], len(summary["failures"])) == (3, 2)
+    assert "3 cases, 2 more could not be scored" in capsys.readouterr().out
+
+
+def test_every_file_is_read_once(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(3):
+        for folder, seed in zip(folders, (0, 1), strict=True):
+            save_nifti(folder / f"{index}.nii.gz", blobs(index + seed))
+    read = []
+    monkeypatch.setattr(files, "read_volume", lambda path, *rest: (read.append(path), read_volume(path, *rest))[1])
+    main([str(folder) for folder in folders])
+    assert sorted(read) == sorted(path for folder in folders for path in folder.iterdir())
+
+
+def test_processes_and_engines_give_the_same(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, labels = folders
+    for index in range(3):
+        save_nifti(predictions / f"{index}.nii.gz", blobs(index))
+        save_nifti(labels / f"{index}.nii.gz", blobs(index + 1))
+    (predictions / "1.nii.gz").write_bytes(b"no volume")
+    written = []
+    for options in (["--jobs", "1"], ["--jobs", "2"], ["--engine", "medpy"]):
+        with pytest.raises(SystemExit, match="1.nii.gz: not a readable"):
+            main([str(predictions), str(labels), *options, "--output", str(tmp_path / "report")])
+        summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+        assert summary["engine"] == ("medpy" if "medpy" in options else "fast")
+        written.append((tmp_path / "report" / "metrics.csv").read_text())
+    assert written[0] == written[1]
+    for one, other in zip(written[0].splitlines()[1:], written[2].splitlines()[1:], strict=True):
+        for fast, slow in zip(one.split(","), other.split(","), strict=True):
+            assert fast == slow or float(fast) == pytest.approx(float(slow), abs=1e-6)
+
+
+def test_options_reach_the_rules(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictions, labels = folders
+    prediction, label = np.zeros((2, 6, 16, 20), np.uint8)
+    prediction[1:3, 2:6, 2:6] = label[1:3, 2:6, 2:6] = 1
+    prediction[5, 15, 19], label[4, 8:12, 8:12] = 1, 2
+    save_nifti(predictions / "a.nii.gz", prediction)
+    save_nifti(labels / "a.nii.gz", label)
+    names, tolerances = ("--classes", "liver", "left kidney"), ("--tolerance", "1", "left kidney:3")
+    options = *names, *tolerances, "--missed-distance", "diagonal", "--postprocess", "largest", "--output", tmp_path
+    strict = protocols(predictions, labels, *options)["strict"]
+    assert "liver 1 mm, left kidney 3 mm" in strict["rules"]
+    assert strict["classes"]["liver"]["dice"]["mean"] == 1
+    size = np.linalg.norm(np.multiply(label.shape, (3, 0.9, 0.8)))
+    assert strict["classes"]["left kidney"]["hd95"]["mean"] == pytest.approx(size)
+    assert "Post-processed" in capsys.readouterr().out
+    assert "a tolerance for spleen" in failure(predictions, labels, *names, "--tolerance", "spleen:3")
+    assert "--tolerance of a class needs --classes" in failure(predictions, labels, "--tolerance", "spleen:3")
+    assert "--tolerance takes numbers" in failure(predictions, labels, "--tolerance", "-1")
+    assert "--label-map is for pictures" in failure(predictions, labels, "--label-map", "0:0", "1:1")

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from evaluation import dice, hd95
+from evaluation.cases import measure
 from evaluation.metrics import Mask
-from evaluation.protocols import paper, strict
+from evaluation.protocols import Score, paper, strict
+from evaluation.scores import VolumeScores
 from tests.golden import fill
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses_and_metrics.json").read_text())
@@ -35,6 +37,12 @@ PAIRS = {
 }
 
 
+def scores(prediction: Mask, label: Mask, spacing_mm: tuple[float, ...] | None = None) -> tuple[Score, Score]:
+    """Under the strict and the paper protocol."""
+    case = measure(np.asarray(prediction, np.uint8), np.asarray(label, np.uint8), 1, spacing_mm)
+    return strict(case.structures[0], case), paper(case.structures[0])
+
+
 @st.composite
 def mask_pairs(draw: st.DrawFn) -> MaskPair:
     """Two masks of one shape, 2-D or 3-D, each with at least one true voxel, often touching the array's border."""
@@ -50,13 +58,13 @@ def mask_pairs(draw: st.DrawFn) -> MaskPair:
 
 @pytest.mark.parametrize("case", PAIRS)
 def test_paper_protocol_is_the_published_one(case: str) -> None:
-    score = paper(*PAIRS[case])
+    _, score = scores(*PAIRS[case])
     assert [score.dice, score.hd95] == pytest.approx(GOLDEN["transunet_dice_hd95"][case], rel=1e-12)
-    assert score.hd95_unit == "voxels"
+    assert score.distance_unit == "voxels"
 
 
 def test_strict_protocol_empty_cases() -> None:
-    missed, alarm, absent = strict(EMPTY, LABEL), strict(PREDICTION, EMPTY), strict(EMPTY, EMPTY)
+    missed, alarm, absent = (scores(*PAIRS[case])[0] for case in ("label_only", "pred_only", "both_empty"))
     assert (missed.dice, missed.status) == (0, "missed")
     assert (alarm.dice, alarm.status) == (0, "false alarm")
     assert math.isnan(absent.dice)
@@ -66,9 +74,9 @@ def test_strict_protocol_empty_cases() -> None:
 
 
 def test_strict_protocol_measures_in_mm_only_with_a_spacing() -> None:
-    assert strict(PREDICTION, LABEL).hd95_unit == "voxels"
-    score = strict(PREDICTION, LABEL, (3, 1, 1))
-    assert score.hd95_unit == "mm"
+    assert scores(PREDICTION, LABEL)[0].distance_unit == "voxels"
+    score, published = scores(PREDICTION, LABEL, (3, 1, 1))
+    assert (score.distance_unit, published.distance_unit) == ("mm", "voxels")
     assert score.hd95 == pytest.approx(GOLDEN["medpy_hd95_spacing_3_1_1"], rel=1e-12)
 
 
@@ -78,6 +86,14 @@ def test_metrics_are_those_of_medpy(pair: MaskPair, with_spacing: bool) -> None:
     spacing = [2.5, 0.7, 1.3][: pair[0].ndim] if with_spacing else None
     assert hd95(*pair, spacing) == binary.hd95(*pair, voxelspacing=spacing)
     assert dice(*pair) == binary.dc(*pair)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint64, np.int64, np.float32, bool])
+def test_label_maps_may_be_of_any_type(kind: type) -> None:
+    scores = VolumeScores(["organ"])
+    row, _ = scores.add("case", PREDICTION.astype(kind), LABEL.astype(kind), (3, 1, 1))
+    assert row.score.dice == binary.dc(PREDICTION, LABEL)
+    assert row.score.hd95 == binary.hd95(PREDICTION, LABEL, (3, 1, 1))
 
 
 @pytest.mark.parametrize(

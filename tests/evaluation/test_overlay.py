@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 from PIL import Image
 
-from evaluation.overlay import COLOURS, Panel, choose_slices, save_overview, save_panels
+from evaluation.overlay import COLOURS, Panel, choose_slices, save_overview, save_panels, thumbnail
 
 CLASSES = ["liver", "spleen"]
 
@@ -99,3 +100,35 @@ def test_names_are_no_formulas(tmp_path: Path, name: str) -> None:
     save_overview(tmp_path / "a.png", np.zeros((8, 8)), mask, mask, [name], title=name)
     save_panels(tmp_path / "b.png", [Panel(np.zeros((4, 8, 8)), mask, mask, name)], [name], name)
     assert count(pixels(tmp_path / "b.png"), COLOURS[0]) > 0
+
+
+def drawn(picture: bytes) -> NDArray[Any]:
+    with Image.open(io.BytesIO(picture)) as opened:
+        return np.asarray(opened.convert("RGB")).astype(int)
+
+
+def test_a_thumbnail_shows_the_slice_with_most_wrong_voxels() -> None:
+    image, label = volume()
+    prediction = label.copy()
+    image[:] = 0
+    image[7] = 1
+    prediction[7] = 0  # the liver is missed there
+    found = drawn(thumbnail(image, prediction, label))
+    # bright, and nothing is predicted
+    assert np.median(found) > 200
+    assert drawn(thumbnail(image, label, label)).mean() < 60
+    sizes = [drawn(thumbnail(image, label, label, spacing)).shape[:2] for spacing in ((1, 1, 1), (1, 2, 1))]
+    ratios = [height / width for height, width in sizes]
+    assert ratios[1] == pytest.approx(2 * ratios[0], rel=0.02)
+    assert max(map(max, sizes)) == 256
+
+
+@pytest.mark.parametrize("image", [(30, 40), (1, 30, 40), (3, 30, 40), (4, 30, 40), None])
+def test_thumbnails_of_pictures(image: tuple[int, ...] | None) -> None:
+    mask = np.zeros((30, 40), np.uint8)
+    mask[5:20, 8:25] = 1
+    found = drawn(thumbnail(None if image is None else np.zeros(image), np.roll(mask, 4, 1), mask))
+    assert found.shape == (192, 256, 3)
+    assert (found.min(-1) > 200).any()  # the label, white
+    assert ((found[..., 0] > 180) & (found[..., 2] < 120)).any()  # the prediction, red
+    assert len(thumbnail(None, mask[None], mask[None])) == len(thumbnail(None, mask, mask))

@@ -11,10 +11,11 @@ from medpy.metric import binary
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from evaluation.files import as_dict, write_results
 from evaluation.metrics import Confusion, confusion
 from evaluation.protocols import per_image, pooled
-from evaluation.report import grid
-from evaluation.scores import ImageScores, VolumeScores
+from evaluation.scores import ImageScores, Mean, VolumeScores
+from evaluation.tables import grid, table
 from tests.golden import fill
 from tests.helpers import rows_of
 
@@ -58,7 +59,7 @@ def images() -> ImageScores:
 
 
 def test_class_means_are_those_of_medpy(volumes: VolumeScores) -> None:
-    strict, paper = (volumes.summary()["protocols"][key] for key in ("strict", "paper"))
+    strict, paper = (as_dict(volumes.summary())["protocols"][key] for key in ("strict", "paper"))
     for index, name in enumerate(CLASSES, start=1):
         dice = [binary.dc(p == index, t == index) for p, t in PAIRS]
         mm = [binary.hd95(p == index, t == index, SPACING) for p, t in PAIRS]
@@ -70,11 +71,11 @@ def test_class_means_are_those_of_medpy(volumes: VolumeScores) -> None:
         published = [*dice, 1 if name == "aorta" else 0]
         assert paper["classes"][name]["dice"]["mean"] == pytest.approx(statistics.mean(published))
         assert paper["classes"][name]["hd95"]["mean"] == pytest.approx(statistics.mean([*voxels, 0]))
-    assert (strict["hd95_unit"], paper["hd95_unit"]) == ("mm", "voxels")
+    assert (strict["distance_unit"], paper["distance_unit"]) == ("mm", "voxels")
 
 
 def test_counts_are_stated(volumes: VolumeScores) -> None:
-    strict, paper = (volumes.summary()["protocols"][key] for key in ("strict", "paper"))
+    strict, paper = (as_dict(volumes.summary())["protocols"][key] for key in ("strict", "paper"))
     assert [strict["classes"][name]["dice"]["n"] for name in CLASSES] == [2, 3, 3]
     assert [strict["classes"][name]["hd95"]["n"] for name in CLASSES] == [2, 2, 2]
     assert [paper["classes"][name][key]["n"] for name in CLASSES for key in ("dice", "hd95")] == [3] * 6
@@ -85,10 +86,9 @@ def test_counts_are_stated(volumes: VolumeScores) -> None:
 
 
 def test_mean_is_over_classes_after_cases(volumes: VolumeScores) -> None:
-    mean = volumes.summary()["protocols"]["strict"]["mean"]["dice"]
-    classes = volumes.summary()["protocols"]["strict"]["classes"]
+    mean = as_dict(volumes.summary())["protocols"]["strict"]["mean"]["dice"]
+    classes = as_dict(volumes.summary())["protocols"]["strict"]["classes"]
     assert mean["mean"] == pytest.approx(statistics.mean(classes[name]["dice"]["mean"] for name in CLASSES))
-    assert volumes.mean_dice() == mean["mean"]
     assert (mean["classes"], mean["cases"]) == (3, 3)
     cases = [statistics.mean(binary.dc(p == i, t == i) for i in (1, 2, 3)) for p, t in PAIRS]
     assert mean["sd_over_cases"] == pytest.approx(statistics.stdev([*cases, 0]))
@@ -98,39 +98,40 @@ def test_millimetres_and_voxels_are_not_averaged_together() -> None:
     scores = VolumeScores(CLASSES)
     scores.add("a", *PAIRS[0], SPACING)
     scores.add("b", *PAIRS[1])
-    result = scores.summary()["protocols"]["strict"]
-    assert result["hd95_unit"] == "mm"
-    assert "left out of the means of HD95: 1" in result["rules"]
+    result = scores.summary().protocols["strict"]
+    assert result.distance_unit == "mm"
+    assert "left out of the means of HD95 and ASSD: 1" in result.rules
     prediction, label = PAIRS[0]
     expected = binary.hd95(prediction == 1, label == 1, SPACING)
-    assert result["classes"]["liver"]["hd95"] == {"mean": pytest.approx(expected), "sd": None, "n": 1}
-    assert {row["hd95_unit"] for row in scores.rows() if row["case"] == "b"} == {"voxels"}
+    assert result.classes["liver"].metrics["hd95"] == Mean(pytest.approx(expected), None, 1)
+    assert {row.score.distance_unit for row in scores.rows() if row.case == "b"} == {"voxels"}
 
 
 def test_without_any_spacing_strict_is_in_voxels_and_says_so() -> None:
     scores = VolumeScores(CLASSES)
     scores.add("a", *PAIRS[0])
-    strict, paper = (scores.summary()["protocols"][key] for key in ("strict", "paper"))
-    assert strict["hd95_unit"] == "voxels"
-    assert strict["classes"] == paper["classes"]
-    assert "HD95 mm" not in scores.table()
+    strict, paper = (as_dict(scores.summary())["protocols"][key] for key in ("strict", "paper"))
+    assert strict["distance_unit"] == "voxels"
+    for key in ("dice", "hd95"):
+        assert [strict["classes"][name][key] for name in CLASSES] == [paper["classes"][name][key] for name in CLASSES]
+    assert "HD95 mm" not in table(scores.summary())
 
 
 def test_nothing_scored_is_no_number() -> None:
     empty = np.zeros((2, 4, 4), np.uint8)
     scores = VolumeScores(["liver"])
     scores.add("a", empty, empty)
-    assert math.isnan(scores.mean_dice())
-    strict = scores.summary()["protocols"]["strict"]
-    assert strict["classes"]["liver"]["dice"] == {"mean": None, "sd": None, "n": 0}
-    assert "n/a" in scores.table()
+    strict = scores.summary().protocols["strict"]
+    assert strict.mean["dice"].mean is None
+    assert strict.classes["liver"].metrics["dice"] == Mean(None, None, 0)
+    assert "n/a" in table(scores.summary())
 
 
 def test_files_hold_what_was_scored(volumes: VolumeScores, tmp_path: Path) -> None:
-    volumes.write(tmp_path / "new")
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["metrics.csv", "summary.json"]
+    write_results(tmp_path / "new", volumes.summary(), volumes.rows())
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["metrics.csv", "report.html", "summary.json"]
     rows = rows_of(tmp_path / "new")
-    assert list(rows[0]) == ["case", "class", "protocol", "dice", "hd95", "hd95_unit", "status"]
+    assert list(rows[0])[:7] == ["case", "class", "protocol", "dice", "hd95", "distance_unit", "status"]
     assert len(rows) == 3 * len(CLASSES) * 2
     absent = next(row for row in rows if row["status"] == "absent" and row["protocol"] == "strict")
     assert (absent["case"], absent["class"], absent["dice"], absent["hd95"]) == ("case2", "liver", "", "")
@@ -145,7 +146,7 @@ def test_tables_name_classes_rules_and_the_published_row() -> None:
     published = {"name": "VM-UNet", "dice": {"liver": 94.17, "mean": 81.08}}
     scores = VolumeScores(CLASSES, published=published)
     scores.add("a", *PAIRS[0], SPACING)
-    lines = scores.table().splitlines()
+    lines = table(scores.summary()).splitlines()
     assert next(line for line in lines if line.startswith("liver")).endswith("94.17")
     assert next(line for line in lines if line.startswith("mean of classes")).endswith("81.08")
     assert all(any(line.startswith(name) for line in lines) for name in CLASSES)
@@ -154,14 +155,14 @@ def test_tables_name_classes_rules_and_the_published_row() -> None:
     assert max(map(len, lines)) < 140
     scores = ImageScores(["lesion"], published={"name": "CMUNeXt", "iou": 71.56})
     scores.add("a", *(label_map(seed, (20, 24), 1) for seed in (0, 1)))
-    assert next(line for line in scores.table().splitlines() if line.startswith("IoU")).endswith("71.56")
+    assert next(line for line in table(scores.summary()).splitlines() if line.startswith("IoU")).endswith("71.56")
 
 
 def test_equal_names_are_told_apart_by_their_folders() -> None:
     scores = VolumeScores(CLASSES)
     for file in ("/a/case.h5", "/b/case.h5", "/b/other.npy.h5"):
         scores.add(file, *PAIRS[0])
-    assert [row["case"] for row in scores.rows()][:: 2 * len(CLASSES)] == ["/a/case.h5", "/b/case.h5", "other"]
+    assert [row.case for row in scores.rows()][:: 2 * len(CLASSES)] == ["/a/case.h5", "/b/case.h5", "other"]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,8 @@ def test_maps_that_do_not_fit_are_refused(prediction: NDArray[Any], label: NDArr
 def test_whole_numbers_may_come_as_floats_and_tensors() -> None:
     scores = VolumeScores(CLASSES)
     prediction, label = PAIRS[0]
-    assert scores.add("a", torch.from_numpy(prediction).float(), label.astype(np.float64)) == scores.add("a", *PAIRS[0])
+    rows = scores.add("a", torch.from_numpy(prediction).float(), label.astype(np.float64))
+    assert str(rows) == str(scores.add("a", *PAIRS[0]))
 
 
 def test_classes_need_names() -> None:
@@ -193,16 +195,16 @@ def test_classes_need_names() -> None:
 
 
 def test_golden_image_protocols(images: ImageScores) -> None:
-    protocols = images.summary()["protocols"]
+    protocols = as_dict(images.summary())["protocols"]
     for key, expected in GOLDEN["cmunext_metrics_per_image_mean"].items():
         assert protocols["per image"]["classes"]["lesion"][key]["mean"] == pytest.approx(expected, rel=1e-12), key
-        assert images.mean(key) == pytest.approx(expected, rel=1e-12)
+        assert protocols["per image"]["mean"][key]["mean"] == pytest.approx(expected, rel=1e-12)
     names = {"f1_or_dsc": "dice", "miou": "iou"}
     for key, expected in GOLDEN["vmunet_isic_pooled"].items():
         found = protocols["pooled"]["classes"]["lesion"][names.get(key, key)]
         assert found["mean"] == pytest.approx(expected, rel=1e-12), key
         assert found["n"] == 3
-    total = Confusion(*(sum(row[key] for row in images.rows()) for key in Confusion._fields))
+    total = Confusion(*(sum(getattr(row.score, key) for row in images.rows()) for key in Confusion._fields))
     assert per_image(total) == pytest.approx(GOLDEN["cmunext_metrics_batch"], rel=1e-12)
 
 
@@ -220,10 +222,11 @@ def test_surface_metrics_leave_out_what_is_undefined() -> None:
     mask[2:6, 3:8] = 1
     for i, pair in enumerate([(mask, mask), (empty, mask), (mask, empty), (empty, empty)]):
         scores.add(str(i), *pair)
-    surface = scores.summary()["protocols"]["surface"]["classes"]["lesion"]
-    assert surface["hd95_px"] == {"mean": 0, "sd": None, "n": 1}
-    assert surface["surface_dice"] == {"mean": pytest.approx(1 / 3), "sd": pytest.approx(1 / math.sqrt(3)), "n": 3}
-    assert (surface["missed"], surface["false_alarms"], surface["absent"]) == (1, 1, 1)
+    surface = scores.summary().protocols["surface"].classes["lesion"]
+    assert surface.metrics["hd95_px"] == Mean(0, None, 1)
+    share = surface.metrics["surface_dice"]
+    assert (share.mean, share.sd, share.n) == (pytest.approx(1 / 3), pytest.approx(1 / math.sqrt(3)), 3)
+    assert (surface.missed, surface.false_alarms, surface.absent) == (1, 1, 1)
 
 
 def test_several_classes_of_images_are_averaged() -> None:
@@ -233,11 +236,13 @@ def test_several_classes_of_images_are_averaged() -> None:
         scores.add(str(i), *pair)
     counts = [[confusion(p == index, t == index) for p, t in pairs] for index in (1, 2)]
     expected = np.mean([[per_image(one)["f1"] for one in of_class] for of_class in counts])
-    assert scores.mean("f1") == pytest.approx(expected)
-    whole = scores.summary()["protocols"]["pooled"]["mean_of_classes"]["iou"]
-    assert whole == pytest.approx(np.mean([pooled(of_class)["iou"] for of_class in counts]))
-    assert "cup: IoU %" in scores.table()
-    assert "disc: IoU %" in scores.table()
+    protocols = scores.summary().protocols
+    assert protocols["per image"].mean["f1"].mean == pytest.approx(expected)
+    assert protocols["pooled"].mean["iou"].mean == pytest.approx(
+        np.mean([pooled(of_class)["iou"] for of_class in counts])
+    )
+    assert "cup: IoU %" in table(scores.summary())
+    assert "disc: IoU %" in table(scores.summary())
 
 
 def test_grid_aligns_columns() -> None:

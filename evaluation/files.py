@@ -1,0 +1,397 @@
+"""What lies on disk: pairs of predictions and labels, read through the gate of `transforms`, and written results."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import math
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from evaluation.cases import Case, Measuring, class_maps, largest_components, measure
+from evaluation.html import page
+from evaluation.overlay import thumbnail
+from evaluation.scores import FORMAT, Row, Summary
+from transforms import (
+    PICTURE_SUFFIXES,
+    VOLUME_SUFFIXES,
+    InputError,
+    by_name,
+    case_name,
+    has_suffix,
+    list_files,
+    merged_masks,
+    on_grid,
+    pair_masks,
+    passed_over,
+    printable,
+    read_mask,
+    read_picture,
+    read_volume,
+    reoriented,
+    replacing,
+    stem,
+)
+
+# Where the cases would take longer than this in one process, the others are started.
+WORTH_SECONDS = 20.0
+REPORT = "report.html"
+# What is as bright is white, but for JPEG.
+BRIGHT = 192
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction and the files of its label, of which there may be several for one picture."""
+
+    prediction: Path
+    labels: tuple[Path, ...]
+
+    @property
+    def file(self) -> str:
+        """What the case is known by."""
+        return str(self.labels[0])
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Pairs; `unmatched`: file → what it lacks; in words, what is hidden or of another format."""
+
+    pairs: tuple[Pair, ...]
+    unmatched: Mapping[str, str]
+    passed_over: str = ""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read.
+
+    Args:
+        classes: number of the named classes; 0 where none is named: pictures then have one, and volumes as many as
+            the labels number.
+        spacing_mm: voxel size (D, H, W) of volumes that do not know theirs.
+        label_ids: the numbers of the classes 1 … C in the labels of volumes; all others are background.
+        label_map: {stored number: class} of pictures.
+    """
+
+    classes: int = 0
+    spacing_mm: tuple[float, ...] | None = None
+    label_ids: tuple[int, ...] = ()
+    label_map: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A case, and of prediction and label the highest class and, in pictures without named classes, class 1's grey."""
+
+    case: Case
+    prediction: int
+    label: int
+    levels: tuple[int | None, int | None] = (None, None)
+    picture: bytes = b""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A result folder: of its summary what must agree to compare, and the rows of `metrics.csv`."""
+
+    folder: Path
+    kind: str
+    title: str
+    selection: str
+    postprocess: str
+    classes: tuple[str, ...]
+    rules: Mapping[str, str]
+    labels: Mapping[str, str]
+    rows: tuple[Mapping[str, str], ...]
+
+
+def is_volume(path: Path) -> bool:
+    """True for NIfTI and HDF5 files, by their suffix.
+
+    Example:
+        >>> is_volume(Path("img0001.nii.gz")), is_volume(Path("benign (1).png"))
+        (True, False)
+    """
+    return has_suffix(path, VOLUME_SUFFIXES)
+
+
+def pair_files(predictions: Path, labels: Path) -> Pairing:
+    """Files that belong together; the labels decide whether volumes or pictures are looked for.
+
+    Equal stems on both sides decide; where the stems differ, `case_name` does. Then `a_mask.png` and `a_mask_1.png` are
+    one label.
+
+    Raises:
+        InputError: when a path does not exist or has no such files, two files have one name, or nothing fits.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     files = [Path(folder, name) for name in ("img0001_pred.nii.gz", "label0001.nii.gz")]
+        ...     for file in files:
+        ...         file.touch()
+        ...     pair_files(*files).pairs == (Pair(files[0], (files[1],)),)
+        True
+    """
+    passed: Counter[str] = Counter()
+    suffixes: tuple[str, ...] = VOLUME_SUFFIXES
+    true = list_files(labels, suffixes, recursive=True, passed=passed)
+    if not true:
+        passed.clear()
+        suffixes = PICTURE_SUFFIXES
+        true = list_files(labels, suffixes, recursive=True, passed=passed)
+    if not true:
+        raise InputError(f"is or holds no {', '.join(VOLUME_SUFFIXES + PICTURE_SUFFIXES)} file", path=labels)
+    predicted = list_files(predictions, suffixes, recursive=True, passed=passed)
+    if not predicted:
+        raise InputError(f"is or holds no {', '.join(suffixes)} file", path=predictions)
+    if predictions.is_file() and labels.is_file():
+        return Pairing((Pair(predictions, (labels,)),), {})
+    if suffixes == VOLUME_SUFFIXES:
+        name = stem if sorted(map(stem, predicted)) == sorted(map(stem, true)) else case_name
+        here, there = by_name(predicted, name), by_name(true, name)
+        pairs: list[tuple[Path, tuple[Path, ...]]] = [
+            (file, (there[key],)) for key, file in here.items() if key in there
+        ]
+    else:
+        pairs = pair_masks(predicted, true, allow_unpaired=True)
+    used = {file for prediction, parts in pairs for file in (prediction, *parts)}
+    unmatched = {
+        str(file): f"no {kind} of the same name for {printable(str(file))}"
+        for files, kind in ((predicted, "label"), (true, "prediction"))
+        for file in files
+        if file not in used
+    }
+    if not pairs:
+        raise InputError(next(iter(unmatched.values())))
+    return Pairing(tuple(Pair(*pair) for pair in pairs), unmatched, passed_over(passed))
+
+
+def measure_files(
+    pairs: Sequence[Pair], reading: Reading, measuring: Measuring, jobs: int | None = None
+) -> dict[str, Measured | str]:
+    """Reads each file once and measures each pair: case → what was found, or what is wrong with it.
+
+    Args:
+        pairs: all volumes or all pictures.
+        reading: how files are read.
+        measuring: how cases are measured.
+        jobs: processes. By default one, or as many as there are cores where the first case says that it pays.
+
+    Raises:
+        InputError: when a process was ended from outside.
+    """
+    found: dict[str, Measured | str] = {}
+    rest = list(pairs)
+    with tqdm(total=len(pairs), unit="case", disable=None) as bar:
+        if jobs is None:
+            start = time.perf_counter()
+            first = rest.pop(0)
+            found[first.file] = _measure_pair(first, reading, measuring)
+            bar.update()
+            worth = (time.perf_counter() - start) * len(rest) > WORTH_SECONDS
+            jobs = min(_cores(), len(rest)) if worth else 1
+        if jobs < 2:
+            for pair in rest:
+                found[pair.file] = _measure_pair(pair, reading, measuring)
+                bar.update()
+        else:
+            with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+                running = {pool.submit(_measure_pair, pair, reading, measuring): pair for pair in rest}
+                for done in as_completed(running):
+                    try:
+                        found[running[done].file] = done.result()
+                    except BrokenProcessPool as error:
+                        raise InputError("a process was ended, perhaps for memory", remedy="try --jobs 1") from error
+                    bar.update()
+    return {pair.file: found[pair.file] for pair in pairs}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _measure_pair(pair: Pair, reading: Reading, measuring: Measuring) -> Measured | str:
+    try:
+        predicted, true, spacing = read_pair(pair, reading)
+        classes = reading.classes or max(int(predicted.max(initial=0)), int(true.max(initial=0)), 1)
+        if reading.label_ids and int(predicted.max(initial=0)) > classes:
+            raise InputError(
+                f"holds classes up to {predicted.max()}, --label-ids numbers {classes}",
+                path=pair.prediction,
+                remedy="leave --label-ids out where predictions and labels are numbered alike",
+            )
+        predicted, true = class_maps(predicted, true, classes, pair.file)
+        case = measure(predicted, true, classes, spacing, measuring)
+        levels: tuple[int | None, int | None] = (None, None)
+        if not (reading.classes or reading.label_map or is_volume(pair.prediction)):
+            levels = _level([pair.prediction], predicted), _level(pair.labels, true)
+        shown = largest_components(predicted, classes) if measuring.postprocess == "largest" else predicted
+        picture = thumbnail(None, shown, true, spacing)
+        return Measured(case, int(predicted.max(initial=0)), int(true.max(initial=0)), levels, picture)
+    except (ValueError, OSError) as error:
+        return str(error)
+
+
+def read_pair(pair: Pair, reading: Reading) -> tuple[np.ndarray, np.ndarray, Sequence[float] | None]:
+    """(Prediction, label, voxel size in mm where it is known) as class indices; volumes in the orientation SPL.
+
+    Raises:
+        ValueError: when a file cannot be read, or the two do not lie on one grid.
+    """
+    if not is_volume(pair.labels[0]):
+        options = reading.label_map or None, max(1, reading.classes)
+        return read_mask(pair.prediction, *options), merged_masks(pair.labels, *options), None
+    file, label_file = pair.prediction, pair.labels[0]
+    prediction, label = read_volume(file, "label"), reoriented(read_volume(label_file, "label"))
+    turned = reoriented(prediction)
+    predicted: np.ndarray | None = turned.array
+    # Where a file does not say where it lies, nothing but the shapes can be compared.
+    if prediction.geometry == label.geometry == "file":
+        predicted = on_grid(prediction.array, prediction.affine, label.affine, label.array.shape)
+    if predicted is None and sorted(turned.array.shape) == sorted(label.array.shape):
+        raise InputError(f"lies elsewhere in space than {label_file}: their affines differ", path=file)
+    if predicted is None or predicted.shape != label.array.shape:
+        raise InputError(f"shape {turned.array.shape}, but {label_file} has {label.array.shape}", path=file)
+    true = label.array
+    if reading.label_ids:
+        true = np.zeros_like(label.array)
+        for index, number in enumerate(reading.label_ids, 1):
+            true[label.array == number] = index
+    return predicted, true, label.spacing_mm or turned.spacing_mm or reading.spacing_mm
+
+
+def _level(files: Sequence[Path], mask: np.ndarray) -> int | None:
+    """What pictures store where a mask is 1, bright being 255; None where the mask is empty."""
+    grey = np.maximum.reduce([read_picture(file, "L") for file in files])
+    if not mask.any():
+        return None
+    level = int(np.median(grey[mask == 1]))
+    return 255 if level >= BRIGHT else level
+
+
+def check_levels(measured: Iterable[Measured]) -> None:
+    """Refuses masks of one class that store it as different numbers: they look like several classes.
+
+    Raises:
+        InputError: when some do.
+    """
+    for side, what in enumerate(("predictions", "labels")):
+        levels = sorted({one.levels[side] for one in measured if one.levels[side] is not None})  # type: ignore[type-var]
+        if len(levels) > 1:
+            raise InputError(
+                f"the {what} hold {', '.join(map(str, levels))} beside the background: that looks like several classes",
+                remedy="name them with --classes, and say which number is which class with --label-map",
+            )
+
+
+def write_results(
+    directory: str | Path, summary: Summary, rows: Sequence[Row], pictures: Mapping[str, bytes] | None = None
+) -> None:
+    """Write `metrics.csv`, where an empty field is a value that is not defined, `summary.json` and `report.html`.
+
+    docs/formats.md describes the first two. `pictures` of cases are for the page, by the cases' names.
+    """
+    folder = Path(directory)
+    lines = [row.cells() for row in rows]
+    with replacing(folder / "metrics.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(lines[0]) if lines else ["case"])
+        writer.writeheader()
+        writer.writerows({key: "" if value != value else value for key, value in line.items()} for line in lines)
+    with replacing(folder / "summary.json") as path:
+        path.write_text(json.dumps(as_dict(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with replacing(folder / REPORT) as path:
+        path.write_text(page(summary, rows, pictures), encoding="utf-8")
+
+
+def as_dict(summary: Summary) -> dict[str, Any]:
+    """What `summary.json` holds: the summary, metrics and counts of a class side by side."""
+    found = asdict(summary)
+    for protocol in found["protocols"].values():
+        for result in protocol["classes"].values():
+            result |= result.pop("metrics")
+        for count in ("missed", "false_alarms", "absent"):
+            protocol["mean"][count] = sum(result[count] for result in protocol["classes"].values())
+    return found
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What `summary.json` in a result folder holds.
+
+    Raises:
+        InputError: when there is none, or none of this format.
+    """
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            "does not exist", path=path, remedy="evaluate that run first, with this --output_dir"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"not a readable summary ({error})", path=path) from error
+    if not isinstance(summary, dict) or summary.get("format") != FORMAT:
+        raise InputError(f"no summary of format {FORMAT}", path=path, remedy="evaluate that run again")
+    return summary
+
+
+def read_results(folder: Path) -> Results:
+    """A result folder.
+
+    Raises:
+        InputError: when a file is missing, or of another format.
+    """
+    summary = read_summary(folder)
+    path = folder / "metrics.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = tuple(csv.DictReader(file))
+    except OSError as error:
+        raise InputError(f"not readable ({error.strerror})", path=path, remedy="evaluate that run again") from error
+    if {row.get("format") for row in rows} - {str(FORMAT)}:
+        raise InputError(f"not of format {FORMAT}", path=path, remedy="evaluate that run again")
+    rules = {name: protocol["rules"] for name, protocol in summary["protocols"].items()}
+    return Results(
+        folder,
+        summary["kind"],
+        summary["title"],
+        summary["selection"],
+        summary["postprocess"],
+        tuple(summary["classes"]),
+        rules,
+        summary["labels"],
+        rows,
+    )
+
+
+def numbers(words: Sequence[str], what: str) -> Iterator[tuple[str, float]]:
+    """(name, number) of words like `liver:2`; the name is empty where there is a number only.
+
+    Raises:
+        InputError: when a word is neither.
+
+    Example:
+        >>> list(numbers(["1.5", "left kidney:3"], "--tolerance"))
+        [('', 1.5), ('left kidney', 3.0)]
+    """
+    for word in words:
+        name, _, number = word.rpartition(":")
+        value = math.nan
+        with contextlib.suppress(ValueError):
+            value = float(number)
+        if not 0 <= value < math.inf:
+            raise InputError(f"{what} takes numbers from 0 up, or NAME:NUMBER, not {word!r}")
+        yield name, value
