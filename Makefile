@@ -61,17 +61,15 @@ reproduce: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-# Every broken input through every entrance, some 3000 in a quarter of an hour; `make test` takes a sample.
-soak: $(INSTALLED)
-	$(BIN)/python -m tests.broken
-
 # The tests once more, with the share of lines and branches of the packages that they reach.
 coverage: $(INSTALLED)
 	$(BIN)/python -m pytest --cov-branch --cov-report=term $(PACKAGES:%=--cov=%)
 
-# Fifty kills of a training; many minutes.
+# What takes many minutes: fifty kills of a training, and some 3000 broken inputs through every entrance, of which
+# `make test` takes a sample.
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m tests.broken
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
