@@ -80,6 +80,8 @@ def reproduce(run_folder: Path, out: Path) -> bool:
     apart = [name for name in first if name not in second or not torch.equal(first[name], second[name])]
     for title, run in (("then", before), ("now", after)):
         print(f"{title}: best {run['best']['metric']} {run['best']['score']:.6f} in epoch {run['best']['epoch']}")
+    if apart and (earlier := before.get("earlier_commands")):
+        print(f"the run was resumed {len(earlier)} times; its repetition has the last command's settings throughout")
     print("the weights are equal to the bit" if not apart else f"{len(apart)} of {len(first)} tensors differ")
     return not apart
 

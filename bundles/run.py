@@ -81,6 +81,8 @@ def prepare_run() -> None:
     config: dict[str, Any] = with_values(parser.config)
     sys.excepthook = _ErrorLine(debug=config.get("debug") is True)
     files, overrides = _given()
+    if files and (twice := [word for word in dict.fromkeys(sys.argv) if word[:2] == "--" and sys.argv.count(word) > 1]):
+        raise InputError(f"{twice[0]} is given twice", remedy="give it once; several files as a list or as a folder")
     paths = [str(Path(file).resolve()) for file in ensure_tuple(files or ())]
     _command.update(config_files=paths, overrides=overrides, working_directory=os.getcwd())
     if files:
@@ -128,6 +130,20 @@ def configuration() -> dict[str, Any]:
     if workflow is None:
         return {}
     return {**_command, "configuration": workflow.parser.get()}
+
+
+def name() -> str:
+    """The name of the bundle whose configuration is being read, as its metadata say; the folder's where they do not.
+
+    Example:
+        >>> name()  # outside of a run
+        'unknown'
+    """
+    workflow = running_workflow()
+    if workflow is None:
+        return "unknown"
+    metadata: Any = workflow.parser.get(ConfigParser.meta_key) or {}
+    return str(metadata.get("name") or _bundle_of(workflow.config_root_path).name)
 
 
 def one_line(error: BaseException) -> str | None:

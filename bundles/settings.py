@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -79,6 +80,12 @@ def _names(value: Any) -> list[str]:
     return names
 
 
+def _path(value: Any) -> Any:
+    if not isinstance(value, str | os.PathLike) or not str(value).strip():
+        raise ValueError
+    return value
+
+
 def _device(value: Any) -> str:
     device = torch.device(value)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -131,6 +138,7 @@ RULES: Mapping[str, tuple[str, Rule]] = {
     **dict.fromkeys(("ckpt_minutes", "clip_grad"), ("a number, 0 or above", _at_least_0)),
     "on_save_error": ("stop or continue", _one_of("stop", "continue")),
     "check_data": ("true, false, quick or full", _one_of(True, False, "quick", "full")),
+    **dict.fromkeys(("ckpt_dir", "output_dir", "log_dir", "ckpt_path", "filepath"), ("a path", _path)),
     "year": ("2017 or 2018", _one_of(2017, 2018)),
     "classes": ("a list of different names: ['cup', 'disc']", _names),
     "device": ("a device that this machine has: cpu, cuda, cuda:1 …", _device),

@@ -95,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the numbers there, as JSON")
     options = parser.parse_args(arguments)
     try:
+        if len({folder.resolve() for folder in options.folders}) < len(options.folders):
+            raise InputError("a folder is named twice: each run counts once")
         summary = summarise(options.folders)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -197,8 +197,8 @@ def read_checkpoint(path: str | Path) -> Any:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no weight file {path}")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name the file in it")
+    if not path.is_file():
+        raise ValueError(f"{path} is a folder: name the file in it" if path.is_dir() else f"{path} is no file")
     with path.open("rb") as file:
         start = file.read(16)
     if not start:

@@ -15,6 +15,13 @@ from prepare.synapse import prepare_synapse
 from transforms import InputError
 
 
+def _seed(word: str) -> int:
+    """A whole number, 0 or above."""
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word} is no whole number, 0 or above")
+    return int(word)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m prepare", description="Prepare data sets for the bundles.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -42,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     synapse.set_defaults(run=prepare_synapse)
 
     busi = command("busi", Path("data/busi"), "BUSI breast ultrasound", "the unpacked folder Dataset_BUSI_with_GT")
-    busi.add_argument("--seed", type=int, default=41, help="of the splits (%(default)s)")
+    busi.add_argument("--seed", type=_seed, default=41, help="of the splits (%(default)s)")
     busi.add_argument("--splits", type=int, default=3, help="number of random 70/30 splits (%(default)s)")
     busi.add_argument(
         "--split-files", type=Path, metavar="DIR", help="take its busi_train1.txt, busi_val1.txt … instead"
@@ -56,14 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     isic = command("isic", None, "ISIC 2017 or 2018 dermoscopy", "folder with the unpacked downloads")
     isic.add_argument("--year", type=int, choices=tuple(FOLDERS), required=True)
     isic.add_argument("--split", choices=SPLITS, default=SPLITS[0], help="7:3 pools and draws anew (%(default)s)")
-    isic.add_argument("--seed", type=int, default=42, help="of the 7:3 split (%(default)s)")
+    isic.add_argument("--seed", type=_seed, default=42, help="of the 7:3 split (%(default)s)")
     isic.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize on the way in (as downloaded)")
     isic.add_argument("--allow-unpaired", action="store_true", help="leave out images without mask, and masks without")
     isic.add_argument("--workers", type=int, help="threads (one for each core)")
     isic.set_defaults(run=prepare_isic)
 
     demo = command("demo", Path("data/demo"), f"demo data to try everything on: {MARK}")
-    demo.add_argument("--seed", type=int, default=0, help="equal seeds give equal data (%(default)s)")
+    demo.add_argument("--seed", type=_seed, default=0, help="equal seeds give equal data (%(default)s)")
     demo.add_argument("--cases", type=int, default=12, help="CT volumes, a quarter of them to test on (%(default)s)")
     demo.add_argument("--slices", type=int, default=32, help="slices of a CT volume (%(default)s)")
     demo.add_argument("--size", type=int, default=128, help="rows and columns of a CT slice (%(default)s)")

@@ -7,6 +7,7 @@ and the remedy. What was passed over in a folder is counted and logged in one li
 from __future__ import annotations
 
 import filecmp
+import glob
 import logging
 import random
 import re
@@ -276,7 +277,7 @@ def image_split(
 
 
 def find_files(path: PathLike | Sequence[PathLike], suffixes: Sequence[str]) -> list[dict[str, str]]:
-    """[{"image": file}] for a file, for the files in a folder that end in one of `suffixes`, or for a list of both.
+    """[{"image": file}] for a file, a pattern, the files in a folder that end in one of `suffixes`, or a list of those.
 
     Masks, probabilities and the like beside their image are no input: `a_mask.png` is passed over where `a.jpg` is.
 
@@ -289,6 +290,8 @@ def find_files(path: PathLike | Sequence[PathLike], suffixes: Sequence[str]) -> 
         transforms.files.InputError: nowhere: does not exist; give a file or a folder of them as --input
     """
     given = [Path(str(one)) for one in ([path] if isinstance(path, (str, Path)) else ensure_tuple(path))]
+    # a pattern that was quoted comes as it is
+    given = [found for one in given for found in (_matching(one) if not one.exists() else [one])]
     passed: Counter[str] = Counter()
     files: list[Path] = []
     for one in given:
@@ -309,6 +312,11 @@ def find_files(path: PathLike | Sequence[PathLike], suffixes: Sequence[str]) -> 
     except InputError as error:
         raise InputError(f"{error}, or their results would overwrite each other") from error
     return [{"image": _as_text(file)} for file in files]
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The files that a pattern such as `folder/*.png` stands for; the path itself where it is none."""
+    return [Path(name) for name in sorted(glob.glob(str(pattern)))] or [pattern]
 
 
 def is_normal(path: PathLike) -> bool:

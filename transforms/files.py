@@ -146,6 +146,9 @@ def list_files(
             passed[f"*{file.suffix.lower()}" if file.suffix else "without suffix"] += 1
         elif not file.exists():
             passed["link to nothing"] += 1
+        elif not file.is_file():
+            # a pipe would be waited for
+            passed["no file"] += 1
         else:
             files.append(file)
     headers = {file.with_suffix("") for file in files if has_suffix(file, [".hdr"])}
@@ -233,6 +236,8 @@ def read_list(path: PathLike) -> list[str]:
         ...     read_list(f"{folder}/train.txt")
         ['a', 'b c']
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise InputError("is no file, expected a list of names", path=path)
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

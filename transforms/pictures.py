@@ -63,6 +63,8 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     try:
         if not path.exists():
             raise InputError("no such file", path=path)
+        if not path.is_file():
+            raise InputError("is no file, expected a picture", path=path)
         content = path.read_bytes()
         if not content:
             raise InputError("is empty", path=path, remedy=COPY_AGAIN)

@@ -142,12 +142,14 @@ class Origin:
         self.run_id = _run_id(self.path)
         record = read_run(self.path.with_name(FILE)) if self.run_id else {}
         self.record = record if record.get("id") == self.run_id else {}
+        self.forced: list[str] = []
 
     @property
     def selection(self) -> str:
-        """How the model was selected, as the run says."""
+        """How the model was selected, as the run says; and what `check` was forced to take."""
         if self.record:
-            return str(self.record["selection"])
+            forced = f" (forced: {'; '.join(self.forced)})" if self.forced else ""
+            return f"{self.record['selection']}{forced}"
         return f"unknown: no {FILE} of the weights' run" if self.run_id else "unknown: the weights name no run"
 
     def check(self, settings: Mapping[str, Any], items: Iterable[Mapping[str, Any]] = (), force: bool = False) -> None:
@@ -190,6 +192,7 @@ class Origin:
         if not force:
             raise ValueError(f"{line}: give what the run had, or --force true")
         logger.warning(f"{line}; --force true")
+        self.forced.append(line)
 
 
 def read_run(path: str | Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def prepare_network(
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
         network.compile()
-    prepared: nn.Module = Autocast(network, bfloat16, nhwc, frozen and compiled, out_channels)
+    prepared: nn.Module = Autocast(network, bfloat16, nhwc, frozen and compiled, out_channels, frozen)
     # what is not trained needs no gradients from the others, and each process may have other images
     if dist.is_initialized() and not frozen:
         _describe_depthwise_as_channels_last(network)
@@ -98,9 +98,10 @@ class Autocast(nn.Module):
         channels_last: memory layout of the image.
         constant_weights: `torch.compile` takes the weights of a compiled network for constants.
         out_channels: how many channels the classes need; None takes whatever comes.
+        finite: refuse answers that are not finite, as damaged weights give them.
 
     Raises:
-        ValueError: when the network answers with another number of channels.
+        ValueError: when the network answers with another number of channels, or is to be finite and is not.
 
     Example:
         >>> Autocast(nn.Linear(2, 1), bfloat16=True)(torch.ones(1, 2)).dtype
@@ -114,10 +115,12 @@ class Autocast(nn.Module):
         channels_last: bool = False,
         constant_weights: bool = False,
         out_channels: int | None = None,
+        finite: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.out_channels = out_channels
+        self.finite = finite
         # not self.bfloat16, which is a method of modules
         self.to_bfloat16 = bfloat16
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
@@ -130,6 +133,10 @@ class Autocast(nn.Module):
         with _compiling_constants() if self.constant_weights else nullcontext(), autocast:
             y = self.network(plain)
         check_channels(self.network, y.shape[1], self.out_channels)
+        if self.finite and not y.isfinite().all():
+            raise ValueError(
+                f"{type(self.network).__name__} answers with values that are not finite: its weights are bad"
+            )
         y = y.to(torch.promote_types(y.dtype, torch.float32))
         return MetaTensor(y).copy_meta_from(x) if isinstance(x, MetaTensor) else y
 

@@ -7,6 +7,7 @@ same with any number of loader workers, and goes on exactly where it was stopped
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import math
 import multiprocessing
@@ -284,12 +285,17 @@ def poly_schedule(optimizer: Optimizer, steps: int, power: float = 0.9) -> Lambd
         >>> poly_schedule(optimizer, steps=100).get_last_lr()
         [0.01]
     """
+    if steps < 1:
+        raise ValueError("an epoch has no step: fewer images to train on than --batch_size, with drop_last")
     return LambdaLR(optimizer, lambda step: max(1 - max(step - 1, 0) / steps, 0.0) ** power)
 
 
 @atexit.register
 def _end_workers() -> None:
     """Ends loader processes when this one ends: Python's own way, SIGTERM, is what they ignore."""
+    # PyTorch takes the end of a loader process for a failure, which it is not any more
+    with contextlib.suppress(ValueError, AttributeError):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
