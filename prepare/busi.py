@@ -128,6 +128,10 @@ def _given_splits(folder: Path, names: set[str]) -> dict[int, dict[str, list[str
             if not path.is_file():
                 raise InputError(f"missing, though {train_file.name} is there", path=path)
             parts[part] = read_list(path)
+            if not parts[part]:
+                raise InputError("lists nothing", path=path)
+            if twice := [name for name, count in Counter(parts[part]).items() if count > 1]:
+                raise InputError(f"lists {twice[0]} twice", path=path)
             if unknown := sorted(set(parts[part]) - names):
                 raise InputError(f"{len(unknown)} names that are not in the data, such as {unknown[0]}", path=path)
         splits[int(number or 1)] = parts

@@ -260,6 +260,11 @@ def image_split(
         if lists := _fold_lists(root):
             training, test = _by_lists(pairs, lists, str(fold), root, allow_unpaired, passed)
         else:
+            if others := sorted(file.name for file in root.glob("*.txt")):
+                logger.warning(
+                    f"{printable(', '.join(others))}: no lists of a split, which are called NAME_train1.txt and"
+                    " NAME_val1.txt; 30 % of the images are drawn to test on"
+                )
             test, training = _draw(pairs, 0.3, seed, root)
     else:
         raise InputError(
@@ -430,7 +435,7 @@ def _fold_lists(root: Path) -> dict[str, dict[str, Path]]:
             other = lists.setdefault(found[2], {}).setdefault(found[1], file)
             if other is not file:
                 raise InputError(f"is of the same split as {file.name}", path=other, remedy="remove one of them")
-    return {number: parts for number, parts in lists.items() if "train" in parts}
+    return lists
 
 
 def _by_lists(
@@ -443,7 +448,7 @@ def _by_lists(
 ) -> list[list[dict[str, Any]]]:
     """The items of the training and of the test list of a fold, in the order of the lists."""
     if len(lists.get(fold, {})) < 2:
-        known = ", ".join(parts["train"].name for parts in lists.values())
+        known = ", ".join(file.name for parts in lists.values() for file in parts.values())
         raise InputError(f"has no train and val list for --fold {fold}; there are {known}", path=root)
     by_stem = {same_letters(stem(pair["image"])).strip(): pair for pair in pairs}
     names: list[list[str]] = []

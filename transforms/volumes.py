@@ -524,6 +524,9 @@ def _read_nifti(path: Path) -> Volume:
         raise InputError(f"holds RGB colours ({len(dtype.fields)} channels), expected one number a voxel", path=path)
     _check_numbers(dtype, path)
     needed = math.prod(shape) * dtype.itemsize
+    if not pair and offset < header.single_vox_offset:
+        fact = f"not a readable {kind} (its voxels would begin in its header, at byte {offset})"
+        raise InputError(fact, path=path, remedy="set its vox_offset, or convert it again")
     if offset < 0 or len(data) - offset < needed:
         raise InputError(
             f"not a readable {kind} (shape {shape} takes {needed} bytes, it has {max(len(data) - offset, 0)})",

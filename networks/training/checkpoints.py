@@ -510,6 +510,8 @@ def start_from(
         >>> network = start_from(nn.Linear(2, 1), None)
     """
     if pretrained is None:
+        if new_head:
+            raise ValueError("--new_head is for weights to start from: name them as --pretrained too")
         logger.info("no weights to start from: they are random")
         return network
     remedy = "name an existing file as --pretrained"
