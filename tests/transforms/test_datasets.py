@@ -69,7 +69,7 @@ def test_ultrasound_lists_choose_and_order_the_images(files: Files) -> None:
     assert stems(parts.test) == NAMES[4:]
     assert parts.validation == parts.test
     assert str(root / "masks/0/00.png") in {item["label"] for item in parts.train}
-    with pytest.raises(InputError, match=r"no train and val list for --fold 3; there are busi_train1\.txt, busi_tr"):
+    with pytest.raises(InputError, match=r"no train and val list for --fold 3; there are busi_train1\.txt, busi_val1"):
         image_split(root, fold=3)
     (root / "busi_val1.txt").write_text("99\n")
     with pytest.raises(InputError, match=r"busi_val1\.txt: 99 is listed but .*images has no such picture"):
