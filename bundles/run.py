@@ -142,6 +142,7 @@ def name() -> str:
     workflow = running_workflow()
     if workflow is None:
         return "unknown"
+    refuse_stray_words()
     metadata: Any = workflow.parser.get(ConfigParser.meta_key) or {}
     return str(metadata.get("name") or _bundle_of(workflow.config_root_path).name)
 
@@ -178,9 +179,21 @@ def one_line(error: BaseException) -> str | None:
             )
         if "DataLoader worker (pid" in text:
             return "a process that loads images was killed, there may be no memory left: try --num_workers 0"
-        if line := _of_configuration(one):
+        if line := _of_component(one) or _of_configuration(one):
             return line
     return None
+
+
+def _of_component(error: BaseException) -> str | None:
+    """What a component of another library says of the values that it was given."""
+    component = re.match(r"Failed to instantiate component '([\w.]+)'", str(error))
+    cause = error.__cause__
+    if component is None or type(cause) not in (ValueError, TypeError) or _raised_here(cause):
+        return None
+    path, text = component[1], str(cause).strip()
+    if path.partition(".")[0] in PACKAGES or "\n" in text or "unexpected keyword argument" in text:
+        return None
+    return f"{path.rpartition('.')[2]}: {text}"
 
 
 def _of_configuration(error: BaseException) -> str | None:
@@ -238,7 +251,8 @@ class _ErrorLine:
 def refuse_stray_words() -> None:
     """Ends a run whose `--input *.png` a shell has made many words of: the others arrive as names of sections.
 
-    It is called when a configuration imports this package, because `initialize` does not run then.
+    It is called when a configuration imports this package and where it asks for its name, because `initialize` does not
+    run then.
     """
     workflow = running_workflow()
     if workflow is None:

@@ -278,7 +278,8 @@ def _read(pair: Pair, labels: LabelSet) -> Content:
             line = " ".join(str(error).split())
             errors.append(line if str(file) in line else f"{file}: {line}")
     if errors:
-        return Content(pair, tuple(dict.fromkeys(errors)))
+        # of one file with image and label, one error says enough
+        return Content(pair, tuple(errors[:1] if pair.image in pair.labels else dict.fromkeys(errors)))
     image, *masks = arrays
     for file, mask in zip(pair.labels, masks, strict=True):
         if image.shape[: mask.ndim] != mask.shape:

@@ -197,7 +197,10 @@ def _refused(
     others: tuple[str, ...],
 ) -> tuple[Outcome, str]:  # fmt: skip
     left = left_behind(
-        run, {"out/summary.json", *(f"out/{other.split(' ')[0]}" for other in others)} if others else set()
+        run,
+        {"out/summary.json", "out/report.html", *(f"out/{other.split(' ')[0]}" for other in others)}
+        if others
+        else set(),
     )
     if expected is FAILS:
         return (Outcome.HALF, f"left behind: {', '.join(left[:3])}") if left else (Outcome.FAILED, "")

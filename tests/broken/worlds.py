@@ -386,7 +386,14 @@ def written(folder: Path) -> dict[str, Any]:
 
 def _parts(path: Path) -> Iterator[tuple[str, Any]]:
     name = path.name.lower()
-    if "tfevents" in name or name in ("overview.png", "curves.png", "training.log", "dataset.json", "run.json"):
+    if "tfevents" in name or name in (
+        "overview.png",
+        "curves.png",
+        "training.log",
+        "dataset.json",
+        "run.json",
+        "report.html",
+    ):
         yield "", None
     elif name == "last.pt":
         # what the held-out images say of the model
