@@ -81,8 +81,8 @@ def prepare_run() -> None:
     config: dict[str, Any] = with_values(parser.config)
     sys.excepthook = _ErrorLine(debug=config.get("debug") is True)
     files, overrides = _given()
-    if files and (twice := [word for word in dict.fromkeys(sys.argv) if word[:2] == "--" and sys.argv.count(word) > 1]):
-        raise InputError(f"{twice[0]} is given twice", remedy="give it once; several files as a list or as a folder")
+    if files and sys.argv.count("--input") > 1:
+        raise InputError("--input is given twice", remedy="give it once: a folder, or a quoted pattern")
     paths = [str(Path(file).resolve()) for file in ensure_tuple(files or ())]
     _command.update(config_files=paths, overrides=overrides, working_directory=os.getcwd())
     if files:
@@ -188,7 +188,7 @@ def _of_component(error: BaseException) -> str | None:
     """What a component of another library says of the values that it was given."""
     component = re.match(r"Failed to instantiate component '([\w.]+)'", str(error))
     cause = error.__cause__
-    if component is None or type(cause) not in (ValueError, TypeError) or _raised_here(cause):
+    if component is None or cause is None or type(cause) not in (ValueError, TypeError) or _raised_here(cause):
         return None
     path, text = component[1], str(cause).strip()
     if path.partition(".")[0] in PACKAGES or "\n" in text or "unexpected keyword argument" in text:

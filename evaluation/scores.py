@@ -425,6 +425,8 @@ def interval(values: tuple[float, ...]) -> tuple[float | None, float | None]:
 
 def _bootstrap(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
     """Of the mean of the columns' means of values (cases, classes); cases are drawn, NaN left out."""
+    # the order of the cases, which follows from their names, must not change what is drawn
+    values = values[np.lexsort(np.nan_to_num(values, nan=-1.0).T)]
     known = ~np.isnan(values)
     filled = np.where(known, values, 0.0)
 

@@ -237,5 +237,6 @@ def _names(line: str, named: tuple[str, ...]) -> bool:
 
 def _of_the_rest(folder: Path, others: tuple[str, ...], good: Mapping[str, Any]) -> str:
     """Where the results of the other files differ from those of the good run; empty if they do not."""
-    found = {key: value for key, value in written(folder / "out").items() if not key.startswith("summary.json")}
+    of_all = ("summary.json", "report.html")
+    found = {key: value for key, value in written(folder / "out").items() if not key.startswith(of_all)}
     return differing(found, {key: value for key, value in good["result"].items() if key.startswith(others)})

@@ -384,16 +384,13 @@ def written(folder: Path) -> dict[str, Any]:
     return found
 
 
+# Pictures, and what names times or folders.
+WITHOUT_RESULT = ("overview.png", "curves.png", "training.log", "dataset.json", "run.json", "report.html")
+
+
 def _parts(path: Path) -> Iterator[tuple[str, Any]]:
     name = path.name.lower()
-    if "tfevents" in name or name in (
-        "overview.png",
-        "curves.png",
-        "training.log",
-        "dataset.json",
-        "run.json",
-        "report.html",
-    ):
+    if "tfevents" in name or name in WITHOUT_RESULT:
         yield "", None
     elif name == "last.pt":
         # what the held-out images say of the model
