@@ -10,7 +10,7 @@ import pytest
 from tests.broken.inputs import INPUTS
 from tests.broken.warm import Worker
 
-EVERY = 37
+EVERY = 60
 
 
 def sample() -> list[str]:

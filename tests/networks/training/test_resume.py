@@ -102,6 +102,8 @@ def in_a_process(*arguments: Any, kill_after: float | None = None, number: int =
         code = 1
         try:
             os.setsid()
+            # OpenMP's threads do not survive a fork: the child would wait for them
+            torch.set_num_threads(1)
             train(*arguments, **options)
             code = 0
         except BaseException:
