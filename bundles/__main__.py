@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,9 @@ def reproduce(run_folder: Path, out: Path) -> bool:
     files = before["config_files"]
     listed = f"[{','.join(map(repr, files))}]" if len(files) > 1 else files[0]
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", listed, *words]
-    if subprocess.run(command, cwd=before.get("working_directory")).returncode:
+    # sums are rounded in another order by another number of threads
+    environment = {**os.environ, "OMP_NUM_THREADS": str(before["threads"])}
+    if subprocess.run(command, cwd=before.get("working_directory"), env=environment).returncode:
         raise InputError("the repetition failed, see above", path=run_folder)
     after = read_run(out / FILE)
     for name in ("git", "versions", "device", "threads", "machine"):
