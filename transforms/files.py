@@ -236,7 +236,7 @@ def read_list(path: PathLike) -> list[str]:
         ...     read_list(f"{folder}/train.txt")
         ['a', 'b c']
     """
-    if Path(path).exists() and not Path(path).is_file():
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
         raise InputError("is no file, expected a list of names", path=path)
     try:
         text = Path(path).read_text(encoding="utf-8-sig")

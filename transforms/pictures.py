@@ -63,7 +63,7 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     try:
         if not path.exists():
             raise InputError("no such file", path=path)
-        if not path.is_file():
+        if not (path.is_file() or path.is_dir()):
             raise InputError("is no file, expected a picture", path=path)
         content = path.read_bytes()
         if not content:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,6 @@ def in_a_process(*arguments: Any, kill_after: float | None = None, number: int =
         code = 1
         try:
             os.setsid()
-            # OpenMP's threads do not survive a fork: the child would wait for them
-            torch.set_num_threads(1)
             train(*arguments, **options)
             code = 0
         except BaseException:
@@ -132,6 +131,15 @@ def same(first: Any, second: Any) -> bool:
     if isinstance(first, list):
         return len(first) == len(second) and all(map(same, first, second))
     return bool(first == second)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Another number of threads rounds in another order, and those of OpenMP do not survive a fork."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
