@@ -31,6 +31,7 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import SaveImage, SaveImaged
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, convert_to_numpy, ensure_tuple
+from nibabel.imageglobals import logger as nibabel_log
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from transforms.files import VOLUME_SUFFIXES, InputError, PathLike, has_suffix, replacing, stem
@@ -504,6 +505,16 @@ def _partner(path: Path, suffix: str) -> Path:
 
 def _read_nifti(path: Path) -> Volume:
     """A volume in its own numbers, all that the header tells checked."""
+    # what nibabel logs of odd headers is refused here, or does not matter
+    level = nibabel_log.level
+    nibabel_log.setLevel(logging.CRITICAL + 1)
+    try:
+        return _nifti(path)
+    finally:
+        nibabel_log.setLevel(level)
+
+
+def _nifti(path: Path) -> Volume:
     kind = "NIfTI file"
     if pair := has_suffix(path, PAIR_SUFFIXES):
         block, data = (_content(_partner(path, suffix), kind) for suffix in PAIR_SUFFIXES)

@@ -164,6 +164,9 @@ class Origin:
         Raises:
             ValueError: naming the difference.
         """
+        if not self.path.is_file():
+            # loading it says what is wrong
+            return
         if not self.record:
             why = f"no {FILE} of its run lies beside it" if self.run_id else "it names no run"
             logger.warning(f"{self.path} is of unknown origin: {why}, nothing is checked")
