@@ -25,7 +25,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from networks.training.processes import is_rank_zero
+from networks.training.processes import is_rank_zero, world_size
 from networks.training.provenance import RunRecord
 from networks.training.speed import check_channels
 from networks.training.steps import EpochSampler, NotFinite, SeededDataset
@@ -313,7 +313,7 @@ class Checkpoints:
         epoch, within = divmod(trainer.state.iteration, length)
         position = {"epoch": epoch, "step": within, "steps": length, "seen": 0}
         if within:
-            batch = (trainer.data_loader.batch_size or 1) * _world_size()  # type: ignore[attr-defined]
+            batch = (trainer.data_loader.batch_size or 1) * world_size()  # type: ignore[attr-defined]
             position["seen"] = self.seen + (within - self.seen_after) * batch
         metrics = {name: metric.state_dict() for name, metric in self.metrics.items()} if within else {}
         selection = {"best": self.best, "best_epoch": self.best_epoch, "since_best": self.since_best}
@@ -429,7 +429,7 @@ class Checkpoints:
             if not isinstance(loader.sampler, EpochSampler):
                 raise ValueError("only EpochSampler goes on within an epoch")
             # processes that are more or fewer than before see a few items again
-            seen //= _world_size()
+            seen //= world_size()
             left = _batches(len(loader.sampler) - seen, loader)
         trainer.state.epoch_length = length
         trainer.state.epoch = position["epoch"]
@@ -447,7 +447,7 @@ class Checkpoints:
 
     def _go_on_within(self, trainer: Any, seen: int, metrics: dict[str, Any]) -> None:
         trainer.data_loader.sampler.set_epoch(trainer.state.epoch, skip=seen)
-        self.seen, self.seen_after = seen * _world_size(), trainer.state.iteration % trainer.state.epoch_length
+        self.seen, self.seen_after = seen * world_size(), trainer.state.iteration % trainer.state.epoch_length
         try:
             for name, metric in self.metrics.items():
                 metric.load_state_dict(metrics[name])
@@ -587,10 +587,6 @@ def _of_worker(error: BaseException, trainer: Any) -> str:
         "there may be too little memory (/dev/shm)" if "shared memory" in str(error) else "there may be no memory left"
     )
     return f"a process that loads images was killed{at}; {memory}, or the file crashes its reader: try --num_workers 0"
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _batches(items: int, loader: Any) -> int:

@@ -47,7 +47,17 @@ def is_rank_zero() -> bool:
         >>> is_rank_zero()  # one process
         True
     """
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return rank() == 0
+
+
+def rank() -> int:
+    """This process's number, 0 where it is the only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 class Share(Sampler[int]):
@@ -65,10 +75,10 @@ class Share(Sampler[int]):
         self.dataset = dataset
 
     def _mine(self) -> range:
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        world = world_size()
         if len(self.dataset) < world:
             raise ValueError(f"there are {len(self.dataset)} to share out: start as many processes, not {world}")
-        return range(rank, len(self.dataset), world)
+        return range(rank(), len(self.dataset), world)
 
     def __len__(self) -> int:
         return len(self._mine())

@@ -19,7 +19,6 @@ from typing import Any
 import ignite.distributed as idist
 import numpy as np
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.metrics import Average
 from monai.data import Dataset
@@ -29,6 +28,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler, get_worker_info
+
+from networks.training.processes import rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +81,14 @@ class EpochSampler(Sampler[int]):
 
     def __len__(self) -> int:
         """Items of this process in a whole epoch."""
-        return math.ceil(len(self.dataset) / _world_size())
+        return math.ceil(len(self.dataset) / world_size())
 
     def __iter__(self) -> Iterator[int]:
-        count, world = len(self.dataset), _world_size()
+        count, world = len(self.dataset), world_size()
         order = np.random.default_rng(mixed(self.seed, self.epoch)).permutation(count) if self.shuffle else range(count)
         # processes that would have one less see a first item again
         padded = np.resize(np.asarray(order), len(self) * world)
-        mine = padded[_rank() :: world][self.skip :]
+        mine = padded[rank() :: world][self.skip :]
         yield from (self.epoch * count + mine).tolist()
 
 
@@ -168,7 +169,7 @@ class Repeatable:
             self.sampler.set_epoch(engine.state.epoch)
 
     def start_step(self, engine: Engine) -> None:
-        torch.manual_seed(mixed(self.seed, engine.state.iteration, _rank()))
+        torch.manual_seed(mixed(self.seed, engine.state.iteration, rank()))
 
 
 class StepGuard:
@@ -219,7 +220,7 @@ class StepGuard:
             norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         loss = engine.state.output["loss"].detach()  # type: ignore[index,call-overload]
         # with several processes the averaged gradients alone decide, so that all decide alike
-        if torch.isfinite(norm) and (_world_size() > 1 or torch.isfinite(loss).all()):
+        if torch.isfinite(norm) and (world_size() > 1 or torch.isfinite(loss).all()):
             self.in_a_row = 0
             self.norms.append(norm)
             return
@@ -299,11 +300,3 @@ def _end_workers() -> None:
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
