@@ -548,7 +548,7 @@ ELSEWHERE = {"dataset_dir", "pretrained", "tracking", "config_file"}
 # Options of other commands in the READMEs.
 OTHER = {
     *("raw", "out", "size", "split", "splits", "split-files", "include-normal", "deduplicate", "overwrite", "seed"),
-    *("full", "label-ids", "spacing", "standalone", "nproc_per_node", "no-build-isolation", "allow-missing"),
+    *("full", "label-ids", "output", "spacing", "standalone", "nproc_per_node", "no-build-isolation", "allow-missing"),
 }
 
 
