@@ -5,9 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SCAN := $(wildcard networks/selective_scan/*.c networks/selective_scan/*.h)
 
-PACKAGES := networks transforms evaluation prepare bundles
-
-.PHONY: coverage demo busi reproduce test soak lint sanitize bench clean
+.PHONY: demo busi reproduce test soak lint sanitize bench clean
 
 $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(SCAN)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \
@@ -58,12 +56,9 @@ reproduce: $(INSTALLED)
 	@test -n "$(RUN)" || { echo "name a run: make reproduce RUN=DIR"; exit 1; }
 	$(BIN)/python -m bundles reproduce "$(RUN)"
 
+# All tests, several at once with a thread each, and the share of lines and branches of the packages that they reach.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
-
-# The tests once more, with the share of lines and branches of the packages that they reach.
-coverage: $(INSTALLED)
-	$(BIN)/python -m pytest --cov-branch --cov-report=term $(PACKAGES:%=--cov=%)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-config=setup.cfg
 
 # What takes many minutes: fifty kills of a training, and some 3000 broken inputs through every entrance, of which
 # `make test` takes a sample.
