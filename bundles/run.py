@@ -23,6 +23,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
 
 from bundles.settings import RULES, TRACKING, checked, refuse_unknown, with_values
+from networks.training.log import remember_log
 from transforms import InputError, check_output
 
 # The folders that a run writes to.
@@ -77,6 +78,9 @@ def prepare_run() -> None:
         # rank 0 speaks for all; errors are everybody's
         logging.getLogger().setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
+    if workflow.run_id == "training":
+        # for training.log, which begins when its folder is the run's
+        remember_log(anew=True)
     parser = workflow.parser
     config: dict[str, Any] = with_values(parser.config)
     sys.excepthook = _ErrorLine(debug=config.get("debug") is True)

@@ -1,11 +1,20 @@
 """What training loops share beyond MONAI's handlers; configurations name what they use as `networks.training.NAME`."""
 
-from networks.training.checkpoints import Checkpoints, load_trained, start_from
+from networks.training.checkpoints import Checkpoints
 from networks.training.log import EpochLog, Progress, ResultsLog, RunLog
 from networks.training.processes import Share, is_rank_zero, process_device, start_process_group
 from networks.training.provenance import Origin, RunRecord
 from networks.training.speed import Autocast, computes_bfloat16, keep_freed_memory, prepare_network
-from networks.training.steps import EpochSampler, FiniteAverage, Repeatable, SeededDataset, StepGuard, poly_schedule
+from networks.training.starting import load_trained, start_from
+from networks.training.steps import (
+    EpochSampler,
+    FiniteAverage,
+    Repeatable,
+    SeededDataset,
+    StepGuard,
+    WatchedDataset,
+    poly_schedule,
+)
 
 __all__ = [
     "Autocast",
@@ -22,6 +31,7 @@ __all__ = [
     "SeededDataset",
     "Share",
     "StepGuard",
+    "WatchedDataset",
     "computes_bfloat16",
     "is_rank_zero",
     "keep_freed_memory",

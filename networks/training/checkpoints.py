@@ -1,19 +1,14 @@
-"""The files that a run leaves and starts from: `model.pt`, `last.pt` and the one before, and weights of other runs."""
+"""The files that a run leaves and goes on from: `model.pt`, `last.pt` and the one before."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
-import re
-import signal
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,19 +20,18 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from networks.training.processes import is_rank_zero, world_size
-from networks.training.provenance import RunRecord
-from networks.training.speed import check_channels
-from networks.training.steps import EpochSampler, NotFinite, SeededDataset
-from networks.weights import load_weights, read_checkpoint
+from networks.training.changes import Changes
+from networks.training.log import hand_over_log, remember_log
+from networks.training.processes import is_rank_zero, share_validation, world_size
+from networks.training.provenance import RunRecord, read_run
+from networks.training.steps import EpochSampler, NotFinite
+from networks.training.stopping import WORKER, FolderLock, StopSignals, of_worker
+from networks.weights import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
 BEST, LAST, BEFORE_LAST = "model.pt", "last.pt", "last.previous.pt"
 LOG = "training.log"
-# Slurm sends SIGUSR1 ahead of the end where a job asks for it: --signal=USR1@120
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-SAME_SIGNAL_SECONDS = 3
 
 
 class Checkpoints:
@@ -111,11 +105,10 @@ class Checkpoints:
         self.since_best = 0
         self.saved_at = time.monotonic()
         self.metric = ""
-        self.stopped_by: str | None = None
-        self.stopped_at = 0.0
-        self.lock: _Lock | None = None
+        self.signals = StopSignals()
+        self.lock: FolderLock | None = None
         self.log: logging.FileHandler | None = None
-        self.handlers: dict[int, Any] = {}
+        self.evaluator: Workflow | None = None
         self.steps = 0
         self.moved = False
         self.ended = False
@@ -132,37 +125,44 @@ class Checkpoints:
             ValueError: when another run uses the folder, or a run is to be resumed and cannot be.
         """
         if is_rank_zero():
-            self.lock = _Lock(self.ckpt_dir)
+            self.lock = FolderLock(self.ckpt_dir)
             # what a run that was killed had half written
             for name in (BEST, LAST):
                 for left in self.ckpt_dir.glob(f".????????.{name}"):
                     left.unlink()
         if dist.is_initialized():
             dist.barrier()
+        remember_log()
+        share_validation(evaluator)
+        self.evaluator = evaluator
+        scored = evaluator if len(evaluator.data_loader) else trainer  # type: ignore[arg-type]
+        self.metric = str(scored.state.key_metric_name)
         there = any((self.ckpt_dir / name).is_file() for name in (LAST, BEFORE_LAST))
         if self.resume == "auto":
             logger.info(f"{self.ckpt_dir} holds {'a run to go on with' if there else 'no run yet: this one starts'}")
         if self.resume is True or (self.resume == "auto" and there):
             try:
-                self._load(trainer)
+                finished = self._load(trainer)
             except Exception:
                 self._release()
                 raise
+            if finished:
+                self._release()
+                trainer.add_event_handler(Events.STARTED, self._leave_finished, finished)
+                return
         elif is_rank_zero():
             self._set_aside()
         if is_rank_zero():
             self._open_log()
-        self._listen()
+        self.signals.listen()
         self.steps = trainer.state.iteration
         self.optimizer.register_step_post_hook(self._has_moved)
-        scored = evaluator if len(evaluator.data_loader) else trainer  # type: ignore[arg-type]
-        self.metric = str(scored.state.key_metric_name)
         # an evaluator has one epoch a run
         scored.add_event_handler(Events.EPOCH_COMPLETED, self._score, trainer)
         trainer.add_event_handler(Events.STARTED, self._begin)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
-        trainer.add_event_handler(Events.COMPLETED, self._say_best, scored)
+        trainer.add_event_handler(Events.COMPLETED, self._say_best)
         trainer.add_event_handler(Events.EXCEPTION_RAISED, self._on_error)
 
     # Choosing
@@ -181,17 +181,20 @@ class Checkpoints:
             logger.info(f"no better {name} in {self.since_best} validations: training ends early")
             trainer.terminate()
 
-    def _say_best(self, trainer: Engine, scored: Workflow) -> None:
+    def _say_best(self, trainer: Engine) -> None:
+        best = self._best_line()
+        if is_rank_zero():
+            logger.info(best)
+        self._end("completed", trainer)
+
+    def _best_line(self) -> str:
         if self.best is None:
             reason = "not finite in any epoch" if self.since_best else "never computed, as no validation ran"
             raise ValueError(
-                f"{scored.state.key_metric_name} was {reason}: there is no model.pt, the last epoch's weights are in"
+                f"{self.metric} was {reason}: there is no model.pt, the last epoch's weights are in"
                 f" {self.ckpt_dir / LAST}"
             )
-        if is_rank_zero():
-            name = scored.state.key_metric_name
-            logger.info(f"best {name} {self.best:.4f} in epoch {self.best_epoch}: {self.ckpt_dir / BEST}")
-        self._end("completed", trainer)
+        return f"best {self.metric} {self.best:.4f} in epoch {self.best_epoch}: {self.ckpt_dir / BEST}"
 
     # Stopping
 
@@ -212,15 +215,13 @@ class Checkpoints:
             logging.getLogger().removeHandler(self.log)
             self.log.close()
             self.log = None
-        # once stopped, further signals change nothing: the program is about to end
-        while self.handlers and self.stopped_by is None:
-            signal.signal(*self.handlers.popitem())
+        self.signals.forget()
 
     def _on_error(self, trainer: Engine, error: BaseException) -> None:
         """Saves the state before the step that failed, where it is still as it was, and hands the error on."""
         # ignite hands an error on twice
         if not self.ended:
-            line = _of_worker(error, trainer)
+            line = of_worker(error, [trainer, self.evaluator])
             reason = line or str(error).strip().partition("\n")[0] or type(error).__name__
             if self._is_as_after_the_last_step(trainer, error):
                 trainer.state.iteration = self.steps
@@ -252,29 +253,13 @@ class Checkpoints:
         if self.record is not None:
             self.record.write()
 
-    def _listen(self) -> None:
-        """From here on a signal to stop is obeyed after the step. Handlers are the main thread's to set."""
-        with contextlib.suppress(ValueError):
-            for number in SIGNALS:
-                self.handlers[number] = signal.signal(number, self._stop)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped_by is not None:
-            # torchrun sends on to its processes what the terminal or the queue has sent to all of them
-            if not dist.is_initialized() or time.monotonic() - self.stopped_at > SAME_SIGNAL_SECONDS:
-                os._exit(128 + number)
-            return
-        self.stopped_by = signal.Signals(number).name
-        self.stopped_at = time.monotonic()
-        logger.info(f"{self.stopped_by}: this step is finished and saved; a second signal ends at once")
-
     def _asked(self) -> tuple[bool, bool]:
         """Whether to stop, and whether it is time to save."""
         due = self.minutes > 0 and time.monotonic() - self.saved_at > 60 * self.minutes
         if not dist.is_initialized():
-            return self.stopped_by is not None, due
+            return self.signals.received is not None, due
         # a signal reaches the processes at different steps, and clocks differ; all must do the same after the same step
-        asked = torch.tensor([float(self.stopped_by is not None), float(due)], device=_device_of(self.network))
+        asked = torch.tensor([float(self.signals.received is not None), float(due)], device=_device_of(self.network))
         dist.all_reduce(asked)
         stop, save = asked.tolist()
         return bool(stop), bool(save)
@@ -304,7 +289,7 @@ class Checkpoints:
         if is_rank_zero():
             logger.info(f"stopped {where}; --resume true --ckpt_dir {self.ckpt_dir} goes on")
         trainer.terminate(skip_completed=True)
-        self._end(f"stopped by {self.stopped_by or 'a signal to another process'}", trainer)
+        self._end(f"stopped by {self.signals.received or 'a signal to another process'}", trainer)
 
     # Saving
 
@@ -364,41 +349,97 @@ class Checkpoints:
         self.log = logging.FileHandler(self.ckpt_dir / LOG, encoding="utf-8")
         self.log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self.log)
+        hand_over_log(self.log)
 
     # Going on
 
-    def _load(self, trainer: Workflow) -> None:
+    def _load(self, trainer: Workflow) -> str:
+        """Goes on with the newest state. Where a queue asks for a run that has ended, what is left of it to say."""
         state, path = self._newest()
+        remedy = "give the same to go on, or start without --resume"
         differing = [name for name in self.settings if state["settings"].get(name) != self.settings[name]]
         if differing:
             name = differing[0]
             raise ValueError(
                 f"{path} is of a run with {name} {state['settings'].get(name)}, and it is {self.settings[name]} now:"
-                " give the same to go on, or start without --resume"
+                f" {remedy}"
             )
-        given = [(group["lr"], group.get("initial_lr")) for group in self.optimizer.param_groups]
+        changes = self._changes(state["run_id"])
+        if changes.refused:
+            raise ValueError(f"{path} is of a run with {changes.refused}: {remedy}")
+        given = [dict(group) for group in self.optimizer.param_groups]
         try:
-            for name, thing in self.objects.items():
-                thing.load_state_dict(state[name])
             self.best, self.best_epoch, self.since_best = (
                 state["selection"][key] for key in ("best", "best_epoch", "since_best")
             )
+            if ended := self._has_ended(trainer, state["position"], path):
+                return self._finish(trainer, state, ended)
+            for name, thing in self.objects.items():
+                thing.load_state_dict(state[name])
             if self.record is not None:
                 self.record.resume(state["run_id"])
             self._go_to(trainer, state)
+        except _Ended:
+            raise
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{path} does not continue this run ({reason}): start without --resume") from error
-        self._take_rate([initial if initial is not None else rate for rate, initial in given])
-        if trainer.state.epoch >= (trainer.state.max_epochs or 0):
-            raise ValueError(f"{path} has finished its {trainer.state.epoch} epochs: give a larger --max_epochs")
-        if 0 < self.patience <= self.since_best:
-            raise ValueError(
-                f"{path} has ended early, after {self.since_best} validations without a better one: give a larger"
-                " --early_stop, or 0"
-            )
+        self._take_rate([group.get("initial_lr", group["lr"]) for group in given])
+        for group, asked in zip(self.optimizer.param_groups, given, strict=True):
+            group.update({name: asked[name] for name in changes.optimizer if name in group})
+        if changes.said:
+            logger.info(f"as given now, from here on: {changes.said}")
+        if changes.unused:
+            logger.info(f"the weights are those of {path}, this counts where a run begins: {changes.unused}")
         within = f" and {state['position']['step']} steps" if state["position"]["step"] else ""
         logger.info(f"resumed from {path} after epoch {trainer.state.epoch}{within}")
+        return ""
+
+    def _changes(self, run_id: str) -> Changes:
+        """How this command's configuration differs from that of the run."""
+        now = self.record.content.get("configuration") if self.record is not None else None
+        if self.record is None or not isinstance(now, dict):
+            return Changes({}, {})
+        run = read_run(self.record.path)
+        before = run.get("configuration") if run.get("id") == run_id else None
+        if not isinstance(before, dict):
+            logger.warning(f"{self.record.path} is not of this run, or damaged: its configuration is not compared")
+            return Changes({}, {})
+        return Changes(before, now)
+
+    def _has_ended(self, trainer: Workflow, position: Mapping[str, Any], path: Path) -> str:
+        """How the run has ended that would go on; nothing where it has not. Only a queue may ask for such a run."""
+        if position["epoch"] >= (trainer.state.max_epochs or 0):
+            ended, remedy = f"has finished its {position['epoch']} epochs", "give a larger --max_epochs"
+        elif 0 < self.patience <= self.since_best:
+            ended = f"has ended early, after {self.since_best} validations without a better one"
+            remedy = "give a larger --early_stop, or 0"
+        else:
+            return ""
+        if self.resume != "auto":
+            raise _Ended(f"{path} {ended}: {remedy}")
+        return f"{path} {ended}, nothing is left to do"
+
+    def _finish(self, trainer: Workflow, state: dict[str, Any], ended: str) -> str:
+        """Completes the record, where the run was killed just before it did; returns what to say."""
+        try:
+            line = f"{ended}; {self._best_line()}"
+        except ValueError as error:
+            raise _Ended(str(error)) from None
+        if not (self.ckpt_dir / BEST).is_file():
+            raise _Ended(f"{ended}, but {self.ckpt_dir / BEST} is missing: train again without --resume")
+        if self.record is not None and read_run(self.record.path).get("how_it_ended") != "completed":
+            self.record.resume(state["run_id"])
+            position = state["position"]
+            trainer.state.epoch, trainer.state.iteration = position["epoch"], position["epoch"] * position["steps"]
+            self._end("completed", trainer)
+            trainer.state.epoch = trainer.state.iteration = 0
+        return line
+
+    def _leave_finished(self, trainer: Engine, line: str) -> None:
+        if is_rank_zero():
+            logger.info(line)
+        trainer.terminate(skip_completed=True)
 
     def _newest(self) -> tuple[dict[str, Any], Path]:
         """The newest state that can be read, and its file."""
@@ -428,15 +469,16 @@ class Checkpoints:
         if seen:
             if not isinstance(loader.sampler, EpochSampler):
                 raise ValueError("only EpochSampler goes on within an epoch")
-            # processes that are more or fewer than before see a few items again
-            seen //= world_size()
-            left = _batches(len(loader.sampler) - seen, loader)
+            left = _batches(math.ceil((len(loader.sampler.dataset) - seen) / world_size()), loader)
         trainer.state.epoch_length = length
         trainer.state.epoch = position["epoch"]
         trainer.state.iteration = position["epoch"] * length + (length - left if seen else 0)
         before = position["epoch"] * position["steps"] + position["step"]
         if length != position["steps"]:
-            logger.info(f"{length} steps an epoch now, {position['steps']} before: the batch size is this command's")
+            logger.info(
+                f"{length} steps an epoch now, {position['steps']} before: the batch size and the number of processes"
+                " are this command's"
+            )
             # a schedule by steps goes on from as many steps as the epochs would have had
             if self.lr_scheduler.last_epoch == before != position["epoch"]:
                 self.lr_scheduler.last_epoch = trainer.state.iteration
@@ -447,7 +489,7 @@ class Checkpoints:
 
     def _go_on_within(self, trainer: Any, seen: int, metrics: dict[str, Any]) -> None:
         trainer.data_loader.sampler.set_epoch(trainer.state.epoch, skip=seen)
-        self.seen, self.seen_after = seen * world_size(), trainer.state.iteration % trainer.state.epoch_length
+        self.seen, self.seen_after = seen, trainer.state.iteration % trainer.state.epoch_length
         try:
             for name, metric in self.metrics.items():
                 metric.load_state_dict(metrics[name])
@@ -467,126 +509,8 @@ class Checkpoints:
                     self.lr_scheduler.base_lrs[index] = rate
 
 
-def load_trained(
-    network: nn.Module, path: str | Path, wanted: bool = True, out_channels: int | None = None
-) -> nn.Module:
-    """`network` with the weights at `path`, every tensor of it; with `wanted=False` as it is.
-
-    Args:
-        out_channels: how many channels the classes need. It is compared with what the network says of itself.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it does not fit, or the network's output does not fit the classes.
-
-    Example:
-        >>> load_trained(nn.Linear(2, 1), "no/model.pt")
-        Traceback (most recent call last):
-        ...
-        FileNotFoundError: no weight file no/model.pt: train first, or name an existing checkpoint as --ckpt_path
-    """
-    check_channels(network, getattr(network, "out_channels", None), out_channels)
-    if wanted:
-        _load(network, path, "train first, or name an existing checkpoint as --ckpt_path")
-    return network
-
-
-def start_from(
-    network: nn.Module, pretrained: str | Path | None, new_head: bool | str = False, min_matched: float = 1.0
-) -> nn.Module:
-    """`network` with the weights that a training starts from; None leaves them random.
-
-    Args:
-        pretrained: a checkpoint that `load_weights` understands.
-        new_head: it is of other classes. The last layer, or the layer of that name, is left out, and the log names the
-            tensors that stay random.
-        min_matched: least share of the network's tensors that the file must fill.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it does not fit.
-
-    Example:
-        >>> network = start_from(nn.Linear(2, 1), None)
-    """
-    if pretrained is None:
-        if new_head:
-            raise ValueError("--new_head is for weights to start from: name them as --pretrained too")
-        logger.info("no weights to start from: they are random")
-        return network
-    remedy = "name an existing file as --pretrained"
-    _load(network, pretrained, remedy, start=True, new_head=new_head, min_matched=float(min_matched))
-    return network
-
-
-def _load(network: nn.Module, path: str | Path, remedy: str, **options: Any) -> None:
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no weight file {path}: {remedy}")
-    logger.info(str(load_weights(network, path, **options)))
-
-
-class _Lock:
-    """Holds a folder until it is released or the process ends, however it does. It leaves no file.
-
-    Raises:
-        ValueError: when another process holds it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.descriptor: int | None = None
-        try:
-            import fcntl
-        except ImportError:  # Windows has no such locks
-            return
-        self.descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.release()
-            raise ValueError(f"{folder} is in use by another run: wait for it, or give another --ckpt_dir") from error
-        except OSError as error:
-            logger.warning(f"{folder} cannot be locked ({error.strerror}): start no second run in it")
-        _held.add(self)
-
-    def release(self) -> None:
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-            self.descriptor = None
-
-    __del__ = release
-
-
-# Forked loader workers would inherit the lock, and they outlive a killed run by seconds.
-_held: weakref.WeakSet[_Lock] = weakref.WeakSet()
-
-
-def _release_all() -> None:
-    for lock in list(_held):
-        lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_release_all)
-
-
-# What PyTorch says of a loader's process that has ended, from wherever the program is then.
-WORKER = re.compile(r"DataLoader worker \(pids?(?:\(s\))? ([\d, ]+)\)")
-
-
-def _of_worker(error: BaseException, trainer: Any) -> str:
-    """What to say where a loader's process was killed, with the files that it was at; else nothing."""
-    found = WORKER.search(str(error))
-    if found is None:
-        return ""
-    dataset = getattr(getattr(trainer, "data_loader", None), "dataset", None)
-    numbers = [int(number) for number in found[1].split(",")]
-    files = dataset.last_files(numbers) if isinstance(dataset, SeededDataset) else []
-    at = f", its last file was {', '.join(files)}" if files else ""
-    memory = (
-        "there may be too little memory (/dev/shm)" if "shared memory" in str(error) else "there may be no memory left"
-    )
-    return f"a process that loads images was killed{at}; {memory}, or the file crashes its reader: try --num_workers 0"
+class _Ended(ValueError):
+    """A run that has ended does not go on."""
 
 
 def _batches(items: int, loader: Any) -> int:

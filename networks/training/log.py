@@ -7,6 +7,7 @@ import logging
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,6 +28,46 @@ logger = logging.getLogger(__name__)
 TIMED_STEPS = 5
 HISTORY, CURVES = "history.csv", "curves.png"
 SECONDS_BETWEEN_DRAWINGS = 30
+
+
+class _Memory(logging.Handler):
+    """Keeps what is logged before the file is there that it belongs into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=1000)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def remember_log(anew: bool = False) -> None:
+    """From here on keeps what is logged, until `hand_over_log`; a call after the first changes nothing.
+
+    Args:
+        anew: forgets what was kept for a run that never began.
+    """
+    if anew:
+        hand_over_log(logging.NullHandler())
+    if not _memories():
+        logging.getLogger().addHandler(_Memory())
+
+
+def hand_over_log(handler: logging.Handler) -> None:
+    """Gives `handler` what was kept, and keeps no more.
+
+    Example:
+        >>> remember_log()
+        >>> hand_over_log(logging.NullHandler())
+    """
+    for memory in _memories():
+        logging.getLogger().removeHandler(memory)
+        for record in memory.records:
+            handler.handle(record)
+
+
+def _memories() -> list[_Memory]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, _Memory)]
 
 
 class RunLog:

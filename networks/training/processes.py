@@ -9,7 +9,9 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
+from ignite.engine import Events
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
 
@@ -63,6 +65,13 @@ def world_size() -> int:
 class Share(Sampler[int]):
     """The items of a data set in order; of several processes each gets its own, and none is left out or repeated.
 
+    The shares one after the other are the data set in its order: values that are gathered of them have it too, so that
+    their mean has the same bits as in one process.
+
+    Args:
+        dataset: what is shared out.
+        few: what to do with fewer items than processes, "refuse", or "all" for every process to have all of them.
+
     Raises:
         ValueError: in use, when there are more processes than items.
 
@@ -71,20 +80,45 @@ class Share(Sampler[int]):
         [0, 1, 2]
     """
 
-    def __init__(self, dataset: Sized) -> None:
+    def __init__(self, dataset: Sized, few: str = "refuse") -> None:
+        if few not in ("refuse", "all"):
+            raise ValueError(f"few must be refuse or all, not {few!r}")
         self.dataset = dataset
+        self.few = few
 
     def _mine(self) -> range:
-        world = world_size()
-        if len(self.dataset) < world:
-            raise ValueError(f"there are {len(self.dataset)} to share out: start as many processes, not {world}")
-        return range(rank(), len(self.dataset), world)
+        count, world = len(self.dataset), world_size()
+        if count >= world:
+            return range(rank() * count // world, (rank() + 1) * count // world)
+        if self.few == "refuse":
+            raise ValueError(f"there are {count} to share out: start as many processes, not {world}")
+        return range(count)
 
     def __len__(self) -> int:
         return len(self._mine())
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._mine())
+
+
+def share_validation(evaluator: Any) -> None:
+    """Lets an evaluator have another number of cases in each process.
+
+    The wrapper of a network that several processes train sends buffers from rank 0 to all with every image, even when
+    it is not trained, and waits for those who have fewer. Here they are sent once, when a validation starts.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> share_validation(SimpleNamespace(network=nn.Linear(1, 1)))  # one process: nothing to do
+    """
+    if isinstance(wrapper := getattr(evaluator, "network", None), DistributedDataParallel):
+        evaluator.network = wrapper.module
+        evaluator.add_event_handler(Events.STARTED, _send_buffers, wrapper.module)
+
+
+def _send_buffers(network: nn.Module) -> None:
+    for buffer in network.buffers():
+        dist.broadcast(buffer, 0)
 
 
 class _SumOfProcesses(torch.autograd.Function):

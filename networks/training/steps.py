@@ -76,7 +76,7 @@ class EpochSampler(Sampler[int]):
         self.skip = 0
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Chooses the epoch, 1, 2, …, and how many of this process's items have been seen in it already."""
+        """Chooses the epoch, 1, 2, …, and how many items of it all processes together have seen already."""
         self.epoch, self.skip = epoch, skip
 
     def __len__(self) -> int:
@@ -87,13 +87,52 @@ class EpochSampler(Sampler[int]):
         count, world = len(self.dataset), world_size()
         order = np.random.default_rng(mixed(self.seed, self.epoch)).permutation(count) if self.shuffle else range(count)
         # processes that would have one less see a first item again
-        padded = np.resize(np.asarray(order), len(self) * world)
-        mine = padded[rank() :: world][self.skip :]
+        left = math.ceil((count - self.skip) / world) * world
+        mine = np.resize(np.concatenate([order[self.skip :], order]), left)[rank() :: world]
         yield from (self.epoch * count + mine).tolist()
 
 
-class SeededDataset(Dataset):
-    """MONAI's `Dataset`, whose random transforms follow from seed, epoch and item when `EpochSampler` draws from it.
+class WatchedDataset(Dataset):
+    """MONAI's `Dataset`, which knows what each process of a loader took last, for when one is killed.
+
+    Those processes leave SIGINT and SIGTERM to the main one: they are sent to all, and the main process decides what
+    they mean.
+
+    Args:
+        data: the items.
+        transform: one or several transforms.
+
+    Example:
+        >>> dataset = WatchedDataset([{"image": "a.png"}], [])
+        >>> dataset[0], dataset.last_files([1])
+        ({'image': 'a.png'}, [])
+    """
+
+    def __init__(self, data: Sequence[Any], transform: Callable | Sequence[Callable]) -> None:
+        super().__init__(data, transform)
+        # (process, item) of each loader's process, which all processes see
+        self.last = torch.zeros(WORKERS, 2, dtype=torch.int64).share_memory_()
+
+    def last_files(self, processes: Sequence[int]) -> list[str]:
+        """The files that these processes of a loader took last."""
+        items = {process: item for process, item in self.last.tolist()}
+        return [self._file(items[process]) for process in processes if process in items]
+
+    def _file(self, item: int) -> str:
+        entry = self.data[item]
+        image = entry.get("image") if isinstance(entry, dict) else None
+        return str(image) if isinstance(image, str | os.PathLike | list) else f"item {item}"
+
+    def _transform(self, index: int) -> Any:
+        if (worker := get_worker_info()) is not None:
+            self.last[worker.id % WORKERS] = torch.tensor([os.getpid(), index])
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return super()._transform(index)
+
+
+class SeededDataset(WatchedDataset):
+    """A `WatchedDataset` whose random transforms follow from seed, epoch and item when `EpochSampler` draws from it.
 
     A plain index, as other samplers give, leaves the transforms' random state alone. Items that are dictionaries get
     the path of their image as "file", for messages.
@@ -113,26 +152,9 @@ class SeededDataset(Dataset):
     def __init__(self, data: Sequence[Any], transform: Callable | Sequence[Callable], seed: int) -> None:
         super().__init__(data, transform)
         self.seed = seed
-        # (process, item) of each loader's process, which all processes see
-        self.last = torch.zeros(WORKERS, 2, dtype=torch.int64).share_memory_()
-
-    def last_files(self, processes: Sequence[int]) -> list[str]:
-        """The files that these processes of a loader took last."""
-        items = {process: item for process, item in self.last.tolist()}
-        return [self._file(items[process]) for process in processes if process in items]
-
-    def _file(self, item: int) -> str:
-        entry = self.data[item]
-        image = entry.get("image") if isinstance(entry, dict) else None
-        return str(image) if isinstance(image, str | os.PathLike | list) else f"item {item}"
 
     def _transform(self, index: int) -> Any:
         epoch, item = divmod(index, len(self.data))
-        if (worker := get_worker_info()) is not None:
-            self.last[worker.id % WORKERS] = torch.tensor([os.getpid(), item])
-            # the main process decides what a signal means; it is sent to all
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if epoch and isinstance(self.transform, Randomizable):
             self.transform.set_random_state(seed=mixed(self.seed, epoch, item))
         result = super()._transform(item)

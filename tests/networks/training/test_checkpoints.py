@@ -233,8 +233,8 @@ def test_a_given_learning_rate_is_taken_and_said(tmp_path: Path, caplog: pytest.
 
 def test_a_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from networks.training.checkpoints import _Lock\n"
-        f"lock = _Lock(Path({str(tmp_path)!r})); print('held', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from networks.training.stopping import FolderLock\n"
+        f"lock = FolderLock(Path({str(tmp_path)!r})); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT

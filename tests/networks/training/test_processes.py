@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[3]
 
 def test_processes_are_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="few must be refuse or all, not 'some'"):
+        Share("abc", few="some")
     with pytest.raises(ValueError, match="multi_gpu.yaml runs under torchrun --standalone --nproc_per_node=N"):
         training.start_process_group()
 
@@ -35,7 +37,8 @@ def test_shares_and_epochs_hold_every_item(count: int, world: int, monkeypatch: 
         epoch = list(sampler)
         assert len(epoch) == len(sampler)
         assert {index // count for index in epoch} == {2}
-        share = Share(range(count))
+        share, everywhere = Share(range(count)), Share(range(count), few="all")
+        assert list(everywhere) == (list(share) if count >= world else list(range(count)))
         assert len(share) == len(list(share))
         return list(share), [index % count for index in epoch]
 
@@ -44,7 +47,7 @@ def test_shares_and_epochs_hold_every_item(count: int, world: int, monkeypatch: 
             of_rank(0)
         return
     shares, epochs = zip(*(of_rank(rank) for rank in range(world)), strict=True)
-    assert sorted(index for share in shares for index in share) == list(range(count))
+    assert [index for share in shares for index in share] == list(range(count))
     assert {index for epoch in epochs for index in epoch} == set(range(count))
     assert len({len(epoch) for epoch in epochs}) == 1
 

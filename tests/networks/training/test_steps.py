@@ -71,12 +71,28 @@ def test_processes_share_an_epoch(count: int, world: int, monkeypatch: pytest.Mo
     for rank in range(world):
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
         shares.append(drawn(count, epoch=1))
-        assert drawn(count, epoch=1, skip=1) == shares[-1][1:]
+        assert drawn(count, epoch=1, skip=world) == shares[-1][1:]
     # as many steps for each, or the others would wait for ever
     assert len({len(share) for share in shares}) == 1
     seen = [n - count for share in shares for n in share]
     assert set(seen) == set(range(count))
     assert len(seen) - count < world
+
+
+@pytest.mark.parametrize(("count", "world", "skip"), [(7, 2, 3), (8, 3, 4), (9, 4, 8), (9, 2, 0), (5, 4, 4)])
+def test_processes_share_what_others_have_left_of_an_epoch(
+    count: int, world: int, skip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = drawn(count, epoch=1)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: world)
+    shares = []
+    for rank in range(world):
+        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+        shares.append(drawn(count, epoch=1, skip=skip))
+    assert len({len(share) for share in shares}) == 1
+    assert {n for share in shares for n in share} >= set(order[skip:])
+    assert sum(map(len, shares)) - (count - skip) < world
 
 
 def noisy(count: int = 6, seed: int = 0) -> SeededDataset:
