@@ -51,7 +51,7 @@ class Changes:
         self.optimizer = [path.split("#")[1] for path in differing if path.startswith("optimizer#")]
         unused = [path for path in differing if path in STARTING]
         # what counts only where a run begins
-        self.unused = ", ".join(f"{path} {_shown(differing[path][1])}" for path in unused)
+        self.unused = ", ".join(f"{path} {differing[path][1]}" for path in unused)
         taken = [path for path in differing if path not in unused]
         self.said = ", ".join(
             f"{path} {_shown(differing[path][1])} ({_shown(differing[path][0])} before)" for path in taken

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from bundles.__main__ import main
-from networks.training import EpochLog, SeededDataset
+from networks.training import EpochLog, SeededDataset, WatchedDataset
 from tests.bundles.conftest import (
     BUNDLES,
     DATA,
@@ -35,6 +35,7 @@ from tests.bundles.conftest import (
     succeeds,
     words,
 )
+from tests.helpers import contents
 from transforms import image_split
 
 Trained = Callable[[str], tuple[Path, str]]
@@ -306,3 +307,105 @@ def test_a_killed_loader_names_its_file(
     with refused(r"a process that loads images was killed, its last file was \S.*\.png; .*try --num_workers 0"):
         run("training", config("cmunext_busi"), **chosen)
     assert run_of(tmp_path)["how_it_ended"].startswith("failed: a process that loads images was killed")
+
+
+# Going on with another configuration
+
+
+@pytest.mark.parametrize(
+    ("bundle", "given", "line"),
+    [
+        (
+            "cmunext_busi",
+            {"validate#key_metric#iou#metric": "dice"},
+            r"validate#key_metric#iou#metric iou, and it is dice",
+        ),
+        ("vmunet_isic", {"train#loss#lambda_ce": 0.5}, r"train#loss#lambda_ce 1\.0, and it is 0\.5 now"),
+        ("vmunet_isic", {"lr_scheduler#T_max": 9}, r"lr_scheduler#T_max 50, and it is 9 now"),
+        (
+            "cmunext_busi",
+            {"optimizer#_target_": "torch.optim.RMSprop"},
+            r"_target_ torch\.optim\.SGD, and it is",
+        ),
+    ],
+)
+def test_a_run_does_not_go_on_as_another(
+    bundle: str, given: dict[str, Any], line: str, trained: Trained, options: Options, run: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(trained(bundle)[0], tmp_path / "models")
+    before = contents(tmp_path / "models")
+    asked = options(bundle, tmp_path / "models", max_epochs=3, log_dir=str(tmp_path / "runs"))
+    with refused(rf"last\.pt is of a run with .*{line}.*: give the same to go on, or start without --resume"):
+        run("training", config(bundle), **asked, resume=True, **given)
+    assert contents(tmp_path / "models") == before
+
+
+def test_what_a_run_takes_from_where_is_said(trained: Trained, options: Options, run: Run, tmp_path: Path) -> None:
+    bundle = "cmunext_busi"
+    shutil.copytree(trained(bundle)[0], tmp_path / "models")
+    asked = options(
+        bundle, tmp_path / "models", max_epochs=3, resume=True, pretrained=str(tmp_path / "models/model.pt")
+    )
+    given = {"train#loss#lambda_ce": 0.25, "optimizer#weight_decay": 0.5, "clip_grad": 1.0}
+    run("training", config(bundle), **asked, **given)
+    log = (tmp_path / "models/training.log").read_text()
+    line = (
+        "as given now, from here on: max_epochs 3 (2 before), clip_grad 1.0 (0.0 before), "
+        "optimizer#weight_decay 0.5 (0.0001 before), train#loss#lambda_ce 0.25 (0.5 before)"
+    )
+    assert log.count(f"INFO {line}\n") == 1
+    assert f"this counts where a run begins: pretrained {tmp_path / 'models/model.pt'}" in log
+    assert saved(tmp_path / "models/last.pt")["optimizer"]["param_groups"][0]["weight_decay"] == 0.5
+
+
+def test_a_queue_may_start_a_finished_run_again(
+    trained: Trained, options: Options, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    bundle, models = "cmunext_busi", tmp_path / "models"
+    shutil.copytree(trained(bundle)[0], models)
+    before = contents(models)
+    asked = options(bundle, models, max_epochs=2, log_dir=str(tmp_path / "runs"), resume="auto")
+    run("training", config(bundle), **asked)
+    said = r"last\.pt has finished its 2 epochs, nothing is left to do; best iou 0\.\d+ in epoch \d: .*model\.pt$"
+    assert re.search(said, capsys.readouterr().out.strip().splitlines()[-1])
+    assert contents(models) == before
+    # killed after its last state and before its record was completed
+    content = run_of(models)
+    (models / "run.json").write_text(json.dumps({key: content[key] for key in content if key != "best"} | {
+        "how_it_ended": "running, or killed"
+    }))  # fmt: skip
+    run("training", config(bundle), **asked)
+    after = run_of(models)
+    assert (after["id"], after["how_it_ended"], after["epochs"]) == (content["id"], "completed", 2)
+    assert after["best"] == content["best"]
+    # what is asked for is not there
+    (models / "model.pt").unlink()
+    with refused(r"has finished its 2 epochs, .*model\.pt is missing: train again without --resume"):
+        run("training", config(bundle), **asked)
+
+
+def test_the_log_begins_with_the_command(trained: Trained) -> None:
+    lines = (trained("cmunext_busi")[0] / "training.log").read_text().splitlines()
+    early = [number for number, line in enumerate(lines) if "no weights to start from: they are random" in line]
+    first = next(number for number, line in enumerate(lines) if "images to train on" in line)
+    assert len(early) == 1
+    assert early[0] < first
+    assert sum("freed memory is kept" in line or "cannot keep freed memory" in line for line in lines) == 1
+
+
+def test_a_loader_that_is_killed_while_validating_names_its_file(
+    options: Options, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transform = WatchedDataset._transform
+
+    def killed(self: WatchedDataset, index: int) -> Any:
+        result = transform(self, index)
+        if type(self) is WatchedDataset:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    monkeypatch.setattr(WatchedDataset, "_transform", killed)
+    chosen = options("cmunext_busi", tmp_path, max_epochs=2, num_workers=1)
+    with refused(r"a process that loads images was killed, its last file was \S.*\.png; .*try --num_workers 0"):
+        run("training", config("cmunext_busi"), **chosen)
+    assert "its last file was" in run_of(tmp_path)["how_it_ended"]

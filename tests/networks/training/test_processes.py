@@ -1,18 +1,42 @@
 from __future__ import annotations
 
+import operator
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import pytest
 import torch
+import torch.distributed as dist
+from ignite.engine import Events
+from monai.data import DataLoader
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import LrScheduleHandler, ValidationHandler, from_engine
 from torch import nn
 
+from evaluation import MeanLoss
 from networks import CMUNeXt, training
-from networks.training import EpochSampler, Share, prepare_network
+from networks.training import (
+    Checkpoints,
+    EpochSampler,
+    FiniteAverage,
+    Repeatable,
+    SeededDataset,
+    Share,
+    StepGuard,
+    WatchedDataset,
+    poly_schedule,
+    prepare_network,
+)
 from networks.training.processes import share_batch_norms
+from transforms import replacing
 
 ROOT = Path(__file__).parents[3]
 
@@ -108,3 +132,120 @@ def test_shared_batch_norms_are_plain_ones_in_one_process() -> None:
     image = torch.rand(2, 3, 4, 5)
     assert torch.equal(shared(image), plain(image))
     assert shared.state_dict().keys() == {f"0.{name}" for name in plain.state_dict()}
+
+
+# A run of several processes that goes on with another number of them
+
+
+def run_of_processes(rank: int, world: int, folder: Path, stop_after: int = 0, few: int = 5) -> None:
+    """A training on 12 images in batches of 4 over all processes, with validation and batch norms over all."""
+    if world > 1:
+        os.environ["LOCAL_RANK"] = str(rank)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
+        idist.sync()
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 1)).double()
+    images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    data = [{"image": image, "label": (image > 0.5).double()} for image in images]
+    dataset, held_out = SeededDataset(data, [], 7), WatchedDataset(data[:few], [])
+    sampler = EpochSampler(dataset, 7)
+    loader = DataLoader(dataset, batch_size=4 // world, sampler=sampler)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    schedule = poly_schedule(optimizer, 4 * len(loader))
+    loss = nn.BCEWithLogitsLoss()
+    prepared = prepare_network(network, "cpu", sync_batch_norm=True)
+    metric = {"loss": FiniteAverage(output_transform=from_engine(["loss"], first=True))}
+    evaluator = SupervisedEvaluator(
+        "cpu", DataLoader(held_out, batch_size=1, sampler=Share(held_out, few="all")), prepared,
+        key_val_metric={"val_loss": MeanLoss(loss)}, metric_cmp_fn=operator.lt,
+    )  # fmt: skip
+    seen: list[Any] = []
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(1))
+    trainer = SupervisedTrainer(
+        "cpu", 4, loader, prepared, optimizer, loss, key_train_metric=metric,
+        train_handlers=[
+            Repeatable(7, sampler),
+            StepGuard(network),
+            LrScheduleHandler(schedule, epoch_level=False, print_lr=False),
+            ValidationHandler(1, evaluator),
+        ],
+    )  # fmt: skip
+    checkpoints = Checkpoints(folder, network, optimizer, schedule, replacing, metrics=metric, resume="auto")
+    checkpoints.attach(trainer, evaluator)
+    if stop_after:
+        # one process alone is told to stop
+        @trainer.on(Events.ITERATION_STARTED(once=stop_after))
+        def stop() -> None:
+            if rank == world - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.run()
+    if not stop_after:
+        assert len(seen) % (few if few < world else len(Share(range(few)))) == 0
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def in_processes(world: int, *arguments: Any, **options: Any) -> None:
+    """`run_of_processes` in forked ones, because the imports take seconds."""
+    children = []
+    for rank in range(world):
+        if (child := os.fork()) == 0:
+            code = 1
+            try:
+                run_of_processes(rank, world, *arguments, **options)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * world
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """OpenMP's threads do not survive a fork."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_another_number_of_processes_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch, resumed by more and by fewer processes: as one process, uninterrupted."""
+    folders = [tmp_path / name for name in ("one", "few", "grows", "shrinks")]
+    for folder in folders:
+        folder.mkdir()
+    one, few, grows, shrinks = folders
+    in_processes(1, one)
+    in_processes(1, grows, stop_after=5)
+    in_processes(2, grows)
+    in_processes(2, shrinks, stop_after=5)
+    assert torch.load(shrinks / "last.pt", weights_only=True)["position"] == {
+        "epoch": 1, "step": 2, "steps": 3, "seen": 8
+    }  # fmt: skip
+    in_processes(1, shrinks)
+    assert_same_end(folders=[one, grows, shrinks])
+    # one case to validate on, which both processes see
+    shutil.rmtree(one)
+    one.mkdir()
+    in_processes(1, one, few=1)
+    in_processes(2, few, few=1)
+    assert_same_end(folders=[one, few])
+
+
+def assert_same_end(folders: list[Path]) -> None:
+    one = folders[0]
+    states = [torch.load(folder / "last.pt", weights_only=True) for folder in folders]
+    for folder, state in zip(folders[1:], states[1:], strict=True):
+        assert state["position"] == states[0]["position"]
+        assert state["selection"]["best"] == pytest.approx(states[0]["selection"]["best"], rel=1e-9)
+        for key in ("best_epoch", "since_best"):
+            assert state["selection"][key] == states[0]["selection"][key]
+        best = torch.load(folder / "model.pt", weights_only=True)
+        for name, tensor in torch.load(one / "model.pt", weights_only=True).items():
+            torch.testing.assert_close(best[name], tensor, rtol=1e-8, atol=1e-8)
+            torch.testing.assert_close(state["model"][name], states[0]["model"][name], rtol=1e-8, atol=1e-8)
