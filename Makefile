@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SCAN := $(wildcard networks/selective_scan/*.c networks/selective_scan/*.h)
 
-.PHONY: demo busi reproduce test soak lint sanitize bench clean
+.PHONY: demo busi reproduce test test-lowest soak lint sanitize bench clean
 
 $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(SCAN)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \
@@ -59,6 +59,14 @@ reproduce: $(INSTALLED)
 # All tests, several at once with a thread each, and the share of lines and branches of the packages that they reach.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-config=setup.cfg
+
+# The tests with the lowest versions that setup.cfg admits, in an environment of their own.
+LOWEST := .venv-lowest
+
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test]'
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # What takes many minutes: fifty kills of a training, and some 3000 broken inputs through every entrance, of which
 # `make test` takes a sample.

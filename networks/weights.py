@@ -180,8 +180,11 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in best.items() if name.split(".")[-1] not in BOOKKEEPING}
 
 
-def read_checkpoint(path: str | Path) -> Any:
+def read_checkpoint(path: str | Path, tensors: bool = True) -> Any:
     """What `torch.save` or safetensors wrote into a file, told apart by the content. Nothing in it is executed.
+
+    Args:
+        tensors: False leaves their values out, and with them the look at the checksums: the file is hardly read.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -206,9 +209,13 @@ def read_checkpoint(path: str | Path) -> Any:
     try:
         # safetensors begin with the length of their header, which is JSON
         if path.suffix.lower() == ".safetensors" or start[8:9] == b"{":
-            return safetensors.torch.load_file(path)
-        reason = _unfit_archive(path) if zipfile.is_zipfile(path) else ""
-        content = None if reason else torch.load(path, map_location="cpu", weights_only=True)
+            return safetensors.torch.load_file(path) if tensors else {}
+        archive = zipfile.is_zipfile(path)
+        reason = _unfit_archive(path) if archive and tensors else ""
+        where: dict[str, Any] = (
+            {"map_location": "cpu"} if tensors or not archive else {"map_location": "meta", "mmap": True}
+        )
+        content = None if reason else torch.load(path, weights_only=True, **where)
     # what they raise for damaged files is not specified
     except Exception as error:
         if foreign := re.search(r"(?:GLOBAL|class|global:?) ([\w.]+)", str(error)):

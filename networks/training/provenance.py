@@ -230,7 +230,8 @@ def plain(value: Any) -> Any:
 
 def _run_id(path: Path) -> str | None:
     try:
-        content = read_checkpoint(path)
+        # loading the weights reads and checks them
+        content = read_checkpoint(path, tensors=False)
     except (OSError, ValueError):
         return None
     if isinstance(content, dict) and isinstance(content.get("run_id"), str):

@@ -274,3 +274,9 @@ def test_metadata_of_other_kinds(model: Path) -> None:
         state._metadata = metadata
         torch.save(state, model)
         assert Origin(model).run_id is None
+
+
+def test_asking_for_the_run_reads_no_weights(model: Path) -> None:
+    for name in ("model.pt", "last.pt"):
+        content = provenance.read_checkpoint(model.with_name(name), tensors=False)
+        assert all(tensor.is_meta for tensor in content.get("model", content).values())
