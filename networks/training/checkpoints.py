@@ -342,7 +342,8 @@ class Checkpoints:
             if WORKER.search(str(error)):
                 raise
             reason = error.strerror if isinstance(error, OSError) and error.strerror else "the disk is full or failed"
-            line = f"{path} cannot be written ({reason}); the file before it is whole"
+            before = "the file before it is whole" if path.is_file() else "there is none of before"
+            line = f"{path} cannot be written ({reason}); {before}"
             if self.on_save_error == "stop":
                 raise ValueError(f"{line}: make room, and go on with --resume true") from error
             logger.warning(line)
@@ -370,8 +371,13 @@ class Checkpoints:
     def _load(self, trainer: Workflow) -> None:
         state, path = self._newest()
         differing = [name for name in self.settings if state["settings"].get(name) != self.settings[name]]
+        if differing == ["data"]:
+            raise ValueError(
+                f"{path} is of a run with other data, or with the same divided in another way: give the --dataset_dir,"
+                " --fold, --val_fraction or --val_cases that it had, or start without --resume"
+            )
         if differing:
-            name = differing[0]
+            name = next(name for name in differing if name != "data")
             raise ValueError(
                 f"{path} is of a run with {name} {state['settings'].get(name)}, and it is {self.settings[name]} now:"
                 " give the same to go on, or start without --resume"
@@ -387,7 +393,9 @@ class Checkpoints:
                 self.record.resume(state["run_id"])
             self._go_to(trainer, state)
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = " ".join(
+                line.strip() for line in str(error).splitlines()[: 2 if "state_dict" in str(error) else 1]
+            )
             raise ValueError(f"{path} does not continue this run ({reason}): start without --resume") from error
         self._take_rate([initial if initial is not None else rate for rate, initial in given])
         if trainer.state.epoch >= (trainer.state.max_epochs or 0):
@@ -410,9 +418,9 @@ class Checkpoints:
         for path in (self.ckpt_dir / LAST, self.ckpt_dir / BEFORE_LAST):
             try:
                 state = read_checkpoint(path)
-                state["position"]["epoch"], state["settings"], state["selection"], state["model"], state["run_id"]
-            except (OSError, ValueError, TypeError, KeyError) as error:
-                reasons.append(str(error) if isinstance(error, OSError | ValueError) else f"{path} is no run's state")
+                _check_state(state, path)
+            except (OSError, ValueError) as error:
+                reasons.append(str(error))
                 continue
             if reasons:
                 logger.warning(f"{reasons[0]}; the one before it is taken: {path}")
@@ -465,6 +473,40 @@ class Checkpoints:
                 group["initial_lr"] = rate
                 if index < len(self.lr_scheduler.base_lrs):
                     self.lr_scheduler.base_lrs[index] = rate
+
+
+def _check_state(state: Any, path: Path) -> None:
+    """Refuses what no run can go on from: another kind of file, or numbers that it cannot have.
+
+    Raises:
+        ValueError: saying which.
+    """
+    parts = {
+        **dict.fromkeys(("position", "settings", "selection", "model", "optimizer", "lr_scheduler", "metrics"), dict),
+        "run_id": str,
+    }
+    if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in parts.items()):
+        raise ValueError(f"{path} is no run's state")
+    counts = [state["position"].get(name) for name in ("epoch", "step", "steps", "seen")]
+    counts += [state["selection"].get(name) for name in ("best_epoch", "since_best")]
+    if not all(isinstance(count, int) and count >= 0 for count in counts) or not state["position"]["steps"]:
+        raise ValueError(f"{path} is no run's state (it counts {', '.join(map(str, counts))} epochs and steps)")
+    best = state["selection"].get("best")
+    if best is not None and not (isinstance(best, float) and math.isfinite(best)):
+        raise ValueError(f"{path} is no run's state (its best score is {best})")
+    rates = {name: state["lr_scheduler"].get(name) for name in ("base_lrs", "_last_lr")}
+    if name := _not_finite({"optimizer": state["optimizer"], "lr_scheduler": rates}):
+        raise ValueError(f"{path} holds numbers that are not finite ({name}): no run goes on from them")
+
+
+def _not_finite(value: Any, name: str = "") -> str:
+    """Where in nested lists and dictionaries a number or a tensor is not finite; empty where none is."""
+    if isinstance(value, Mapping | list | tuple):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        return next(filter(None, (_not_finite(inner, f"{name} {key}".strip()) for key, inner in pairs)), "")
+    if isinstance(value, torch.Tensor):
+        return "" if value.isfinite().all() else name
+    return name if isinstance(value, float) and not math.isfinite(value) else ""
 
 
 def load_trained(

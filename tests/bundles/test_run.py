@@ -87,8 +87,8 @@ KNOWN = {
         ("max_epoch", "--max_epoch: no such setting; did you mean --max_epochs?"),
         ("batchsize", "--batchsize: no such setting; did you mean --batch_size?"),
         ("train#dataloadr", "--train#dataloadr: no such setting; did you mean --train#dataloader?"),
-        ("trian#dataloader#drop_last", "--trian#dataloader#drop_last: no such setting; there are "),
-        ("xyz", "--xyz: no such setting; there are max_epochs, batch_size, train"),
+        ("trian#dataloader#drop_last", "--trian#dataloader#drop_last: no such setting; did you mean --train?"),
+        ("xyz", "--xyz: no such setting; the nearest are max_epochs, batch_size, train"),
     ],
 )
 def test_a_mistyped_setting_is_refused_with_the_nearest(name: str, line: str) -> None:

@@ -165,5 +165,5 @@ def test_empty_masks_and_several(raw: Path, tmp_path: Path, capsys: pytest.Captu
     (masks / "ISIC_0000002_segmentation.png").rename(masks / "ISIC_0000002_mask.png")
     Image.fromarray(second).save(masks / "ISIC_0000002_mask_1.png")
     prepare_isic(raw, tmp_path / "out", year=2017)
-    assert "WARNING: 1 masks are empty: ISIC_0000001" in capsys.readouterr().out
+    assert "WARNING: 1 mask is empty: train/ISIC_0000001" in capsys.readouterr().out
     assert (read(tmp_path / "out/train/masks/ISIC_0000002.png") == 255).sum() == 19 * 30 + 5 * 60

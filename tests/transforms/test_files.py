@@ -174,7 +174,7 @@ def test_a_folder_to_write_to_may_exist_or_not_and_stays_as_it_is(tmp_path: Path
         ("dangling", "dangling: is a link to nowhere, which does not exist; choose another folder"),
         ("dangling/results", "dangling: is a link to nowhere, which does not exist; choose another folder"),
         ("loop", "loop: is a link to loop, which does not exist; choose another folder"),
-        ("a" * 300, r"a+: cannot be written to \(File name too long\); choose another folder"),
+        ("a" * 300, r"a+…a+: cannot be written to \(File name too long\); choose another folder"),
         ("a\0b", r"a\\x00b: cannot be written to \(embedded null byte\); choose another folder"),
     ],
 )
