@@ -386,6 +386,7 @@ class Checkpoints:
         try:
             for name, thing in self.objects.items():
                 thing.load_state_dict(state[name])
+            _check_optimizer(self.optimizer)
             self.best, self.best_epoch, self.since_best = (
                 state["selection"][key] for key in ("best", "best_epoch", "since_best")
             )
@@ -497,6 +498,23 @@ def _check_state(state: Any, path: Path) -> None:
     rates = {name: state["lr_scheduler"].get(name) for name in ("base_lrs", "_last_lr")}
     if name := _not_finite({"optimizer": state["optimizer"], "lr_scheduler": rates}):
         raise ValueError(f"{path} holds numbers that are not finite ({name}): no run goes on from them")
+
+
+def _check_optimizer(optimizer: Optimizer) -> None:
+    """Refuses what PyTorch loads into an optimizer and fails over at the next step.
+
+    Raises:
+        ValueError: saying what.
+    """
+    for group in optimizer.param_groups:
+        if not isinstance(group["lr"], float | int) or group["lr"] < 0:
+            raise ValueError(f"its learning rate is {group['lr']!r}")
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            tensors = state.values() if isinstance(state, dict) else [None]
+            for value in tensors:
+                if value is None or (isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape):
+                    raise ValueError("the optimizer's state is of other weights")
 
 
 def _not_finite(value: Any, name: str = "") -> str:

@@ -370,3 +370,28 @@ def test_a_case_without_any_organ(ct: Path) -> None:
     nothing = "case0002 (training), case0005 (test): the mask marks nothing"
     assert check_split(split, ["liver", "spleen"], full=True).warnings == (nothing, "no training image shows liver")
     assert check_split(split, ["liver", "spleen"]).warnings == ("case0005 (test): the mask marks nothing",)
+
+
+def test_masks_that_may_be_inverted_are_named(pictures: Path) -> None:
+    for number in (1, 2):
+        file = pictures / f"train/masks/t{number}.png"
+        mask = np.asarray(Image.open(file))
+        save(255 - mask if number == 1 else np.full_like(mask, 255), file)
+    for full in (True, False):
+        split = image_split(pictures, selection="paper")
+        chosen = [item for item in split.train if Path(item["image"]).stem in ("t1", "t2", "t3")]
+        report = check_split(DataSplit(chosen, [], split.test, ""), ["lesion"], full)
+        (line,) = [line for line in report.warnings if "inverted" in line]
+        assert line.startswith("t1 (training), t2 (training): ")
+
+
+def test_a_turn_that_sizes_do_not_tell_is_said(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("transforms.pictures._said", set())
+    file = pictures / "train/images/t1.png"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(file).save(file, exif=exif)
+    checked(pictures)
+    assert "its EXIF orientation (3) turns or mirrors it" in caplog.text
