@@ -190,7 +190,7 @@ def test_numbers_that_cannot_be_are_one_line(
 def test_too_little_memory_is_one_line(
     error: Exception, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr("prepare.isic.interpolate", fail)
