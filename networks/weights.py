@@ -176,14 +176,15 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         best = max(best, tensors, key=len)
         inner = [key for key in NESTED_KEYS if isinstance(content.get(key), dict)]
-        if several := [key for key in inner if any(isinstance(value, Tensor) for value in content[key].values())][1:]:
+        sets = [key for key in inner if any(isinstance(value, Tensor) for value in content[key].values())]
+        if len(sets) > 1:
             raise ValueError(
-                f"{path} holds several sets of weights, under {inner[0]} and {', '.join(several)}: save the one that is"
+                f"{path} holds several sets of weights, under {sets[0]} and {', '.join(sets[1:])}: save the one that is"
                 " meant in a file of its own"
             )
         if not inner:
             break
-        content = content[inner[0]]
+        content = content[(sets or inner)[0]]
     if not best:
         raise ValueError(f"{path} holds no tensors under any of the keys {', '.join(NESTED_KEYS)}")
     return {name: tensor for name, tensor in best.items() if name.split(".")[-1] not in BOOKKEEPING}
