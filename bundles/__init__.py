@@ -11,8 +11,17 @@ for _name in ("networks", "transforms", "evaluation"):
         sys.exit(f"{_found} hides this project's package {_name}: run from another folder, or rename it")
 
 from bundles.export import export_torchscript  # noqa: E402  (only after the check)
-from bundles.run import configuration, name, one_line, prepare_run, refuse_stray_words, root  # noqa: E402
+from bundles.run import (  # noqa: E402
+    configuration,
+    end_in_a_line,
+    name,
+    one_line,
+    prepare_run,
+    refuse_stray_words,
+    root,
+)
 
 __all__ = ["configuration", "export_torchscript", "name", "one_line", "prepare_run", "root"]
 
+end_in_a_line()
 refuse_stray_words()

@@ -6,7 +6,7 @@ own. Here the line that is meant for the user is found again.
 
 from __future__ import annotations
 
-import difflib
+import ast
 import importlib.util
 import linecache
 import logging
@@ -22,14 +22,24 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
 
-from bundles.settings import RULES, TRACKING, checked, refuse_unknown, with_values
+from bundles.settings import (
+    RULES,
+    TRACKING,
+    checked,
+    close,
+    refuse_no_component,
+    refuse_no_python,
+    refuse_unknown,
+    with_values,
+)
 from networks.training.log import remember_log
-from transforms import InputError, check_output
+from transforms import InputError, check_output, log_warnings, printable, shortened
 
 # The folders that a run writes to.
 WRITTEN = {"training": ("ckpt_dir", "log_dir"), "evaluating": ("output_dir",), "inferring": ("output_dir",)}
 # The command as prepare_run found it.
 _command: dict[str, Any] = {}
+LONGEST = 1200
 PACKAGES = ("bundles", "networks", "transforms", "evaluation", "prepare")
 
 
@@ -83,7 +93,7 @@ def prepare_run() -> None:
         remember_log(anew=True)
     parser = workflow.parser
     config: dict[str, Any] = with_values(parser.config)
-    sys.excepthook = _ErrorLine(debug=config.get("debug") is True)
+    end_in_a_line()
     files, overrides = _given()
     if files and sys.argv.count("--input") > 1:
         raise InputError("--input is given twice", remedy="give it once: a folder, or a quoted pattern")
@@ -92,6 +102,9 @@ def prepare_run() -> None:
     if files:
         plain = ConfigParser.load_config_files(files)
         refuse_unknown({name: value for name, value in overrides.items() if name not in TRACKING}, plain)
+        refuse_no_component(overrides, plain)
+    refuse_no_python(config)
+    _check_channels(config)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "start_process_group" not in str(config.get("initialize")):
         raise InputError(
             "torchrun started several processes, and each would train or predict everything into the same files",
@@ -106,6 +119,25 @@ def prepare_run() -> None:
     for name in WRITTEN.get(workflow.run_id, ()):
         check_output(parser.get_parsed_content(name))
     parser.parse(reset=True)
+
+
+def end_in_a_line() -> None:
+    """From here on an error that a user can mend ends the run with one line, and warnings are lines of the log.
+
+    It is called when a configuration imports this package: MONAI evaluates the imports before all else.
+    """
+    if workflow := running_workflow():
+        sys.excepthook = _ErrorLine(debug=with_values(workflow.parser.get("debug")) is True)
+        log_warnings()
+
+
+def _check_channels(config: dict[str, Any]) -> None:
+    """Refuses a network that takes another number of channels than pictures are read with."""
+    network, channels = config.get("network_def"), config.get("in_channels")
+    taken = network.get("in_channels") if isinstance(network, dict) else None
+    if isinstance(taken, int) and isinstance(channels, int) and taken != channels:
+        fact = f"--network_def takes {taken} channels, pictures are read with {channels}"
+        raise InputError(fact, remedy=f"give --in_channels {taken} too, or in_channels {channels} in network_def")
 
 
 def _is_name(value: Any) -> bool:
@@ -176,6 +208,8 @@ def one_line(error: BaseException) -> str | None:
             return f"{one.filename}: {one.strerror}" if one.filename else str(one.strerror)
         if isinstance(one, MemoryError) or re.search(r"out of memory|can't allocate memory", text):
             return "there is not enough memory: give a smaller --batch_size or --image_size"
+        if found := re.search(r"expected input.* to have (\d+) channels, but got (\d+) channels", text):
+            return f"the network takes {found[1]} channels, the images have {found[2]}: give both the same in_channels"
         if "Expected more than 1 value per channel when training" in text:
             return (
                 "batch norms cannot learn from one pixel: give a larger --image_size, or a --batch_size that leaves no"
@@ -183,9 +217,24 @@ def one_line(error: BaseException) -> str | None:
             )
         if "DataLoader worker (pid" in text:
             return "a process that loads images was killed, there may be no memory left: try --num_workers 0"
-        if line := _of_component(one) or _of_configuration(one):
+        if line := _of_component(one) or _of_configuration(one) or _of_expression(one):
             return line
     return None
+
+
+def _of_expression(error: BaseException) -> str | None:
+    """What is wrong with an expression that fails itself, and not in what it calls."""
+    cause, text = error.__cause__, str(error)
+    trace = cause.__traceback__ if cause else None
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if not text.startswith("Failed to evaluate ConfigExpression") or trace is None:
+        return None
+    if trace.tb_frame.f_code.co_filename != "<string>":
+        return None
+    expression = re.sub(r"__local_refs\[['\"]([\w:]+)['\"]\]", r"@\1", ast.literal_eval(text.partition("\n")[2]))
+    reason = " ".join(str(cause).split()) or type(cause).__name__
+    return f"{shortened(printable(expression.replace('::', '#')))} cannot be evaluated: {shortened(printable(reason))}"
 
 
 def _of_component(error: BaseException) -> str | None:
@@ -205,15 +254,31 @@ def _of_configuration(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, ModuleNotFoundError) and (path := re.search(r"class or function path: '(.*)'", text)):
         module, _, name = path[1].rpartition(".")
-        near = difflib.get_close_matches(name, dir(sys.modules.get(module)), 1)
-        return f"there is no {path[1]}" + f"; did you mean {module}.{near[0]}?" * bool(near)
+        near = close(name, dir(sys.modules.get(module)))
+        return f"there is no {path[1]}" + (f"; did you mean {module}.{near[0]}?" if near else "")
     if isinstance(error, TypeError) and "unexpected keyword argument" in text:
         return text.replace(".__init__()", "").replace("got an unexpected keyword argument", "takes no setting")
     if path := re.search(r"the referring item [`'\"]@?([\w:#]+)", text):
         return f"the configuration refers to @{path[1].replace('::', '#')}, which it does not define"
+    if circle := re.search(r"detected circular references '(.*)' for id='(.*)'", text):
+        through = f", through {circle[2].replace('::', '#')}" if circle[1] != circle[2] else ""
+        return f"--{circle[1].replace('::', '#')} refers to itself{through}: give it a value"
     if isinstance(error, ValueError) and text.startswith("run ID "):
-        return f"{text.removesuffix('.')} (training, evaluating, inferring and exporting are in different files)"
+        known = [name for name in ("training", "evaluating", "inferring", "exporting") if name in _sections(error)]
+        near = close(text.split("'")[1], known)
+        remedy = f"did you mean {near[0]}?" if near else f"there {'are' if len(known) > 1 else 'is'} {', '.join(known)}"
+        return f"{shortened(printable(text.removesuffix('.')))}; {remedy} (others are in other files)"
     return None
+
+
+def _sections(error: BaseException) -> list[str]:
+    """Those of the configuration of the workflow that raised the error."""
+    trace = error.__traceback__
+    while trace is not None:
+        if isinstance(workflow := trace.tb_frame.f_locals.get("self"), ConfigWorkflow):
+            return list(workflow.parser.get())
+        trace = trace.tb_next
+    return []
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -249,7 +314,7 @@ class _ErrorLine:
         if line is not None:
             sys.stdout.flush()
             process = f"process {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-            print(f"{process}{line}", file=sys.stderr)
+            print(f"{process}{shortened(line, LONGEST)}", file=sys.stderr)
 
 
 def refuse_stray_words() -> None:

@@ -11,15 +11,16 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.utils import ensure_tuple
 
-from transforms import InputError
+from transforms import InputError, expanded, printable, shortened
 
+SHOWN = 3
 WORDS = {"true": True, "false": False, "null": None}
 Rule = Callable[[Any], Any]
 
@@ -83,7 +84,14 @@ def _names(value: Any) -> list[str]:
 def _path(value: Any) -> Any:
     if not isinstance(value, str | os.PathLike) or not str(value).strip():
         raise ValueError
-    return value
+    return expanded(str(value))
+
+
+def _paths(value: Any) -> Any:
+    """One or several, or none; whoever opens them says what is wrong."""
+    if isinstance(value, list | tuple):
+        return [_paths(one) for one in value]
+    return expanded(str(value)) if isinstance(value, str | os.PathLike) else value
 
 
 def _device(value: Any) -> str:
@@ -139,6 +147,7 @@ RULES: Mapping[str, tuple[str, Rule]] = {
     "on_save_error": ("stop or continue", _one_of("stop", "continue")),
     "check_data": ("true, false, quick or full", _one_of(True, False, "quick", "full")),
     **dict.fromkeys(("ckpt_dir", "output_dir", "log_dir", "ckpt_path", "filepath"), ("a path", _path)),
+    **dict.fromkeys(("dataset_dir", "input", "pretrained"), ("a path", _paths)),
     "year": ("2017 or 2018", _one_of(2017, 2018)),
     "classes": ("a list of different names: ['cup', 'disc']", _names),
     "device": ("a device that this machine has: cpu, cuda, cuda:1 …", _device),
@@ -179,7 +188,17 @@ def checked(name: str, value: Any) -> Any:
         return rule(value)
     # a rule says no with whatever its conversion raises
     except Exception as error:
-        raise InputError(f"--{name} {value}: expected {words}") from error
+        raise InputError(f"--{name} {shortened(printable(str(value)))}: expected {words}") from error
+
+
+def close(word: str, names: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The names that are most like a word; none for what is too long to be a slip.
+
+    Example:
+        >>> close("infering", ["training", "inferring"])
+        ['inferring']
+    """
+    return difflib.get_close_matches(word, list(names), count, cutoff) if len(word) < 100 else []
 
 
 def refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -199,18 +218,86 @@ def refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         Traceback (most recent call last):
         transforms.files.InputError: --max_epoch: no such setting; did you mean --max_epochs?
     """
-    text = json.dumps([known, given], default=str)
     for name in given:
+        text = json.dumps([known, {other: value for other, value in given.items() if other != name}], default=str)
         *parents, last = name.replace("::", "#").split("#")
         place: Any = known
-        for parent in parents:
-            place = place[int(parent)] if isinstance(place, list) else (place or {}).get(parent, {})
+        for depth, parent in enumerate(parents):
+            inner = place[int(parent)] if isinstance(place, list) else (place or {}).get(parent)
+            if inner is None and isinstance(place, dict):
+                # the first part that there is not
+                parents, last = parents[:depth], parent
+                break
+            place = inner
         new = isinstance(place, dict) and last not in place and "_target_" not in place
         if new and not last.startswith("_") and not re.search(rf"[@%]{re.escape(last)}\b", text):
-            near = difflib.get_close_matches(last, place, 1) or difflib.get_close_matches(last, known, 1)
-            known_names = "" if near else f"; there are {', '.join(key for key in place if key[0] != '_')}"
+            near = close(last, place) or close(last, known)
             where = "#".join([*parents, near[0]]) if near and near[0] in place else "".join(near)
-            raise InputError(f"--{name}: no such setting{known_names}", remedy=f"did you mean --{where}?" * bool(near))
+            nearest = close(last, [key for key in place if key[:1] not in "_+"], SHOWN, cutoff=0)
+            remedy = f"did you mean --{where}?" if near else f"the nearest are {', '.join(nearest)}" * bool(nearest)
+            raise InputError(f"--{shortened(printable(name))}: no such setting", remedy=remedy)
+
+
+def refuse_no_component(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuses words and numbers where the configuration has components: a network by its name alone.
+
+    Args:
+        given: the overrides by name.
+        known: the configuration without them.
+
+    Raises:
+        InputError: naming the setting, and the component that it has.
+
+    Example:
+        >>> refuse_no_component({"network_def": "unet"}, {"network_def": {"_target_": "networks.CMUNeXt"}})
+        Traceback (most recent call last):
+        transforms.files.InputError: --network_def unet: expected a component, {'_target_': 'networks.CMUNeXt', ...
+    """
+    for name, value in given.items():
+        place: Any = known
+        for part in name.replace("::", "#").split("#"):
+            try:
+                place = place[int(part)] if isinstance(place, list) else place[part]
+            except (KeyError, ValueError, IndexError, TypeError):
+                break
+        else:
+            is_word = isinstance(value, str) and value[:1] not in tuple("$@%") and value.lower() != "null"
+            fact = f"--{name} {shortened(printable(str(value)))}: expected"
+            if isinstance(place, dict) and "_target_" in place:
+                lacks = isinstance(value, dict) and "_target_" not in value
+                if is_word or lacks or isinstance(value, int | float | list):
+                    raise InputError(f"{fact} a component, {{'_target_': {place['_target_']!r}, …}} for instance")
+            listed = isinstance(place, list) and any(isinstance(one, dict) and "_target_" in one for one in place)
+            if listed and (is_word or isinstance(value, int | float | dict)):
+                raise InputError(f"{fact} a list of components, [{{'_target_': …}}, …]")
+
+
+def refuse_no_python(config: Any, name: str = "") -> None:
+    """Refuses expressions that Python cannot read, wherever they stand.
+
+    Args:
+        config: the configuration.
+        name: what it is the part of.
+
+    Raises:
+        InputError: naming the setting.
+
+    Example:
+        >>> refuse_no_python({"train": {"batch_size": "$("}})
+        Traceback (most recent call last):
+        transforms.files.InputError: --train#batch_size $(: no Python expression ('(' was never closed)
+    """
+    if isinstance(config, dict | list):
+        for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+            refuse_no_python(value, f"{name}#{key}" if name else str(key))
+    elif isinstance(config, str) and config.startswith("$") and not os.path.lexists(config):
+        try:
+            # MONAI replaces references by code
+            compile(re.sub(r"@\w+((#|::)\w+)*", "_", config[1:].strip()), "", "exec")
+        except (SyntaxError, ValueError) as error:
+            reason = getattr(error, "msg", None) or error
+            fact = f"--{name} {shortened(printable(config))}: no Python expression ({reason})"
+            raise InputError(fact) from error
 
 
 # What `--tracking` brings along.

@@ -39,7 +39,7 @@ from evaluation.files import (
 )
 from evaluation.scores import ImageScores, Scores, VolumeScores, tolerances_of
 from evaluation.tables import table
-from transforms import BTCV_IDS, SYNAPSE_CLASSES, InputError
+from transforms import BTCV_IDS, SYNAPSE_CLASSES, InputError, check_output, log_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--selection", default="", help="how the model was selected, for the record")
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_warnings()
     try:
+        if options.output:
+            check_output(options.output)
         scores, failures, pictures = evaluate(options)
         if scores and scores.cases:
             summary = scores.summary()

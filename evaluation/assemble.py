@@ -23,6 +23,7 @@ from transforms import (
     InputError,
     SaveImageVolume,
     VolumeReader,
+    check_output,
     has_suffix,
     list_files,
     read_mask,
@@ -121,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         "is which class; without it the numbers are the classes")  # fmt: skip
     options = parser.parse_args(arguments)
     try:
+        check_output(options.output.parent)
         shape = assemble(options.slices, options.reference, options.output, parse_label_map(options.label_map))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -24,7 +24,7 @@ from scipy import stats
 from evaluation.files import Results, read_results
 from evaluation.scores import FEW_CASES, FORMAT, spread
 from evaluation.tables import LINE_LENGTH, Group, grid
-from transforms import InputError, replacing
+from transforms import InputError, check_output, replacing
 
 # metric → (header, factor, True where more is better)
 COMPARED = {
@@ -256,6 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="write comparison.json there")
     options = parser.parse_args(arguments)
     try:
+        if options.output:
+            check_output(options.output)
         comparisons = compare([read_results(folder) for folder in options.folders])
         print("\n".join(map(table, comparisons)))
         if options.output:

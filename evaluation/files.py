@@ -32,6 +32,7 @@ from transforms import (
     case_name,
     has_suffix,
     list_files,
+    made_of,
     merged_masks,
     on_grid,
     pair_masks,
@@ -160,6 +161,10 @@ def pair_files(predictions: Path, labels: Path) -> Pairing:
         raise InputError(f"is or holds no {', '.join(suffixes)} file", path=predictions)
     if predictions.is_file() and labels.is_file():
         return Pairing((Pair(predictions, (labels,)),), {})
+    predicted, true = (
+        files if path.is_file() else _masks_alone(files, passed)
+        for path, files in ((predictions, predicted), (labels, true))
+    )
     if suffixes == VOLUME_SUFFIXES:
         name = stem if sorted(map(stem, predicted)) == sorted(map(stem, true)) else case_name
         here, there = by_name(predicted, name), by_name(true, name)
@@ -178,6 +183,18 @@ def pair_files(predictions: Path, labels: Path) -> Pairing:
     if not pairs:
         raise InputError(next(iter(unmatched.values())))
     return Pairing(tuple(Pair(*pair) for pair in pairs), unmatched, passed_over(passed))
+
+
+def _masks_alone(files: Sequence[Path], passed: Counter[str]) -> list[Path]:
+    """The files without probabilities, superpixels, and images that lie beside their masks, as in raw downloads."""
+    kinds = {file: stem(file).removeprefix(made_of(file)).lower() for file in files}
+    by_products = {file for file, kind in kinds.items() if kind.startswith(("_probability", "_superpixels"))}
+    masked = {(file.parent, made_of(file)) for file, kind in kinds.items() if kind and file not in by_products}
+    images = {file for file, kind in kinds.items() if not kind and (file.parent, stem(file)) in masked}
+    for file in by_products:
+        passed[f"*{kinds[file].rstrip('0123456789_')}"] += 1
+    passed["image beside its mask"] += len(images)
+    return [file for file in files if file not in by_products and file not in images]
 
 
 def measure_files(
@@ -244,6 +261,8 @@ def _measure_pair(pair: Pair, reading: Reading, measuring: Measuring) -> Measure
         return Measured(case, int(predicted.max(initial=0)), int(true.max(initial=0)), levels, picture)
     except (ValueError, OSError) as error:
         return str(error)
+    except MemoryError:
+        return f"{printable(pair.file)}: there is not enough memory for it"
 
 
 def read_pair(pair: Pair, reading: Reading) -> tuple[np.ndarray, np.ndarray, Sequence[float] | None]:

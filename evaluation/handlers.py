@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evaluation.cases import TOLERANCE, Measuring, Postprocess, class_maps, largest_components
 from evaluation.files import REPORT, write_results
-from evaluation.inferers import to_labels
+from evaluation.inferers import file_of, to_labels
 from evaluation.metrics import Engine as Computing
 from evaluation.metrics import confusions
 from evaluation.overlay import Panel, as_array, save_overview, save_panels, thumbnail
@@ -248,7 +248,8 @@ class VolumeDice(IgniteMetricHandler):
 
     def __init__(self, classes: Sequence[str], output_transform: Callable = PREDICTION_AND_LABEL) -> None:
         def score(prediction: Tensor, label: Tensor) -> list[float]:
-            counts = confusions(*class_maps(prediction[0], label[0], len(classes)), len(classes))
+            case = file_of({"label": label, "pred": prediction}) or "the case"
+            counts = confusions(*class_maps(prediction[0], label[0], len(classes), case), len(classes))
             return [strict_dice(one) for one in counts]
 
         super().__init__(_MeanOfClasses(score), output_transform=output_transform)
@@ -285,7 +286,8 @@ class ImageMetric(IgniteMetricHandler):
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
 
         def score(prediction: Tensor, label: Tensor) -> list[float]:
-            maps = class_maps(*image_maps(prediction, label, len(classes), logits), len(classes))
+            case = file_of({"label": label, "pred": prediction}) or "the case"
+            maps = class_maps(*image_maps(prediction, label, len(classes), logits), len(classes), case)
             counts = confusions(*maps, len(classes))
             # one class: 1 where both are empty, as published; of several, one that is nowhere is left out
             return [
@@ -383,16 +385,3 @@ def spacing_mm(image: Tensor) -> tuple[float, ...] | None:
         return tuple(torch.linalg.norm(image.affine[:3, :3], dim=0)[: image.ndim - 1].tolist())
     stated = image.meta.get("spacing_mm")
     return None if stated is None else tuple(float(size) for size in stated)
-
-
-def file_of(item: Mapping[str, Any]) -> str | None:
-    """The file that an image, label or prediction came from, of the first that knows it.
-
-    Example:
-        >>> file_of({"label": MetaTensor(torch.zeros(1), meta={"filename_or_obj": "case1.png"})})
-        'case1.png'
-    """
-    for key in ("image", "label", "pred"):
-        if isinstance(item.get(key), MetaTensor) and item[key].meta.get("filename_or_obj"):
-            return str(item[key].meta["filename_or_obj"])
-    return None

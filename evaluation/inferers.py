@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
@@ -143,8 +144,8 @@ class FileDataset(Dataset):
         try:
             return super()._transform(index)
         except Exception as error:
-            if reason := _input_error(error):
-                return {"failure": str(reason)}
+            if reason := _of_file(error, self.data[index]):
+                return {"failure": reason}
             raise
 
 
@@ -193,8 +194,8 @@ class FileEvaluator(SupervisedEvaluator):
         try:
             return super()._iteration(engine, batchdata)
         except Exception as error:
-            if reason := _input_error(error):
-                return self._fail(str(reason))
+            if reason := _of_file(error, batchdata):
+                return self._fail(reason)
             raise
 
     def _fail(self, reason: str) -> list[dict]:
@@ -203,8 +204,33 @@ class FileEvaluator(SupervisedEvaluator):
         return []
 
 
-def _input_error(error: BaseException | None) -> InputError | None:
-    """The `InputError` behind what a transform raised."""
-    while error is not None and not isinstance(error, InputError):
+def file_of(item: Mapping[str, Any]) -> str | None:
+    """The file that an image, label or prediction came from, of the first that knows it.
+
+    Example:
+        >>> file_of({"label": MetaTensor(torch.zeros(1), meta={"filename_or_obj": "case1.png"})})
+        'case1.png'
+    """
+    for key in ("image", "label", "pred"):
+        if isinstance(item.get(key), MetaTensor) and item[key].meta.get("filename_or_obj"):
+            file = item[key].meta["filename_or_obj"]
+            # a batch has several
+            return str(file[0] if isinstance(file, list) else file)
+    return None
+
+
+def _of_file(error: BaseException | None, item: Any) -> str:
+    """What to say where the error is one of the item's file: the `InputError` behind it, or that memory is too small.
+
+    Empty where it is a fault of the program.
+    """
+    while error is not None:
+        if isinstance(error, InputError):
+            return str(error)
+        # PyTorch says so by a RuntimeError
+        if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error)):
+            file = item.get("image") if isinstance(item, Mapping) else None
+            name = file_of(item) or (file if isinstance(file, str) else "a file")
+            return str(InputError("there is not enough memory for it", path=name, remedy="give a smaller --image_size"))
         error = error.__cause__ or error.__context__
-    return error
+    return ""

@@ -142,6 +142,10 @@ def load_weights(
     for name, tensor in fitting.items():
         if reason := _unfit(name, tensor, target[name]):
             raise ValueError(f"{path}: {reason}")
+    # norms have one dimension, and begin with ones
+    matrices = [tensor for tensor in fitting.values() if tensor.ndim > 1]
+    if matrices and not any(tensor.any() for tensor in matrices):
+        raise ValueError(f"{path}: all its weights are 0: nothing was trained, or the file was made without them")
     model.load_state_dict(fitting, strict=False)
     return report
 
@@ -171,10 +175,16 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     for _ in range(len(NESTED_KEYS)):
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         best = max(best, tensors, key=len)
-        inner = next((content[key] for key in NESTED_KEYS if isinstance(content.get(key), dict)), None)
-        if inner is None:
+        inner = [key for key in NESTED_KEYS if isinstance(content.get(key), dict)]
+        sets = [key for key in inner if any(isinstance(value, Tensor) for value in content[key].values())]
+        if len(sets) > 1:
+            raise ValueError(
+                f"{path} holds several sets of weights, under {sets[0]} and {', '.join(sets[1:])}: save the one that is"
+                " meant in a file of its own"
+            )
+        if not inner:
             break
-        content = inner
+        content = content[(sets or inner)[0]]
     if not best:
         raise ValueError(f"{path} holds no tensors under any of the keys {', '.join(NESTED_KEYS)}")
     return {name: tensor for name, tensor in best.items() if name.split(".")[-1] not in BOOKKEEPING}

@@ -12,7 +12,7 @@ from prepare.check import check
 from prepare.demo import MARK, prepare_demo
 from prepare.isic import FOLDERS, SPLITS, prepare_isic
 from prepare.synapse import prepare_synapse
-from transforms import InputError
+from transforms import InputError, expanded, log_warnings
 
 
 def _seed(word: str) -> int:
@@ -22,6 +22,10 @@ def _seed(word: str) -> int:
     return int(word)
 
 
+def _path(word: str) -> Path:
+    return Path(expanded(word))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m prepare", description="Prepare data sets for the bundles.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -29,9 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, out: Path | None, about: str, raw: str | None = None) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=about, description=about[0].upper() + about[1:])
         if raw:
-            added.add_argument("--raw", type=Path, required=True, help=raw)
+            added.add_argument("--raw", type=_path, required=True, help=raw)
         added.add_argument(
-            "--out", type=Path, default=out, help=f"folder to make ({out or 'data/isic17, data/isic18'})"
+            "--out", type=_path, default=out, help=f"folder to make ({out or 'data/isic17, data/isic18'})"
         )
         added.add_argument("--overwrite", action="store_true", help="replace an earlier result in --out")
         return added
@@ -52,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     busi.add_argument("--seed", type=_seed, default=41, help="of the splits (%(default)s)")
     busi.add_argument("--splits", type=int, default=3, help="number of random 70/30 splits (%(default)s)")
     busi.add_argument(
-        "--split-files", type=Path, metavar="DIR", help="take its busi_train1.txt, busi_val1.txt … instead"
+        "--split-files", type=_path, metavar="DIR", help="take its busi_train1.txt, busi_val1.txt … instead"
     )
     busi.add_argument("--include-normal", action="store_true", help="take images without a lesion too")
     busi.add_argument("--deduplicate", action="store_true", help="keep equal images on one side of each split")
@@ -79,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "Check prepared data: files, sizes, labels, duplicates, leaks between training and test."
     checked = commands.add_parser("check", help=about[0].lower() + about[1:-1], description=about)
-    checked.add_argument("folder", type=Path, metavar="DIR", help="prepared data, or a folder with images and masks")
+    checked.add_argument("folder", type=_path, metavar="DIR", help="prepared data, or a folder with images and masks")
     checked.add_argument("--full", action="store_true", help="open every file, not a sample; find near-duplicates")
     checked.add_argument("--fold", type=int, default=1, help="number of the split's lists (%(default)s)")
     checked.add_argument("--classes", nargs="+", metavar="NAME", help="of classes 1 … (lesion, or the eight organs)")
@@ -104,10 +108,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     run = options.pop("run")
     command = options.pop("command")
+    log_warnings()
     try:
         run(**options)
     except (InputError, OSError) as error:
         print(f"prepare {command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch says so by a RuntimeError
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        print(f"prepare {command}: there is not enough memory; give less --workers or a smaller size", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"prepare {command}: interrupted, nothing was written; run it again", file=sys.stderr)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from prepare.output import Report, staged, write_facts
+from prepare.output import Report, check_workers, oddities, staged, write_facts
 from transforms import (
     PICTURE_SUFFIXES,
     InputError,
@@ -140,8 +140,8 @@ def _given_splits(folder: Path, names: set[str]) -> dict[int, dict[str, list[str
     return splits
 
 
-def _write_sample(sample: Sample, folder: Path) -> tuple[str, bool]:
-    """Writes image and mask. Returns a hash of the image's pixels, and whether the mask marks anything."""
+def _write_sample(sample: Sample, folder: Path) -> tuple[str, str]:
+    """Writes image and mask. Returns a hash of the image's pixels, and `oddities` of the mask."""
     image, facts = PictureReader().get_data([sample.image])
     mask = np.zeros(image.shape[:2], bool)
     if sample.masks:
@@ -151,7 +151,7 @@ def _write_sample(sample: Sample, folder: Path) -> tuple[str, bool]:
         raise InputError("marks a lesion in an image of normal tissue", path=sample.masks[0])
     Image.fromarray(image).save(folder / "images" / f"{sample.name}.png")
     Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / "0" / f"{sample.name}.png")
-    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest(), bool(mask.any())
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest(), oddities(mask)
 
 
 def prepare_busi(
@@ -194,6 +194,7 @@ def prepare_busi(
     report = report or Report()
     if splits < 1:
         raise InputError(f"--splits {splits}: at least one split is needed")
+    check_workers(workers)
     if split_files and deduplicate:
         raise InputError("given split files are used as they are: leave out --deduplicate or --split-files")
     kinds = ("benign", "malignant", "normal") if include_normal else ("benign", "malignant")
@@ -211,7 +212,9 @@ def prepare_busi(
         same_pixels = defaultdict(list)
         for sample, (content, _) in zip(samples, written, strict=True):
             same_pixels[content].append(sample.name)
-        empty = [s.name for s, (_, marked) in zip(samples, written, strict=True) if not marked and s.kind != "normal"]
+        odd = {sample.name: oddity for sample, (_, oddity) in zip(samples, written, strict=True)}
+        empty, inverted = ([name for name, found in odd.items() if found == kind] for kind in ("empty", "inverted"))
+        empty = [name for name in empty if kind_of[name] != "normal"]
         groups = list(same_pixels.values())
         duplicates = [group for group in groups if len(group) > 1]
 
@@ -239,8 +242,7 @@ def prepare_busi(
 
     if words := passed_over(passed):
         report(f"{printable(str(raw))}: {words}")
-    if empty:
-        report(f"WARNING: {len(empty)} masks are empty: {', '.join(empty)}")
+    report.odd_masks(empty, inverted)
     rows = []
     for number, split in parts.items():
         sides = {part: set(names) for part, names in split.items()}

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from prepare.output import Report, staged, write_facts
+from prepare.output import Report, check_workers, oddities, staged, write_facts
 from transforms import (
     PICTURE_SUFFIXES,
     InputError,
@@ -49,6 +49,7 @@ FOLDERS: Mapping[int, Mapping[str, tuple[str, str]]] = {
     },
 }
 SPLITS = ("official", "7:3")
+LARGEST_SIDE = 16384
 # Published counts of the 7:3 split: images of training and validation together → images to train on.
 PUBLISHED_TRAINING = {2150: 1500, 2694: 1886}
 
@@ -130,8 +131,8 @@ def _resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized[0].permute(1, 2, 0).squeeze(-1).numpy()
 
 
-def _write_pair(item: tuple[str, Pair], folder: Path, size: tuple[int, int] | None) -> bool:
-    """Writes image and mask. Returns whether the mask marks anything."""
+def _write_pair(item: tuple[str, Pair], folder: Path, size: tuple[int, int] | None) -> str:
+    """Writes image and mask. Returns `oddities` of the mask."""
     name, (image_path, mask_paths) = item
     # Read even where it is copied: a damaged file ends the preparation, not the training.
     image, facts = PictureReader().get_data([image_path])
@@ -143,7 +144,7 @@ def _write_pair(item: tuple[str, Pair], folder: Path, size: tuple[int, int] | No
         Image.fromarray(_resize(image, size)).save(folder / "images" / f"{name}.png")
         mask = np.where(_resize(mask, size) > 127, 255, 0).astype(np.uint8)
     Image.fromarray(mask).save(folder / "masks" / f"{name}.png")
-    return bool(mask.any())
+    return oddities(mask)
 
 
 def prepare_isic(
@@ -182,18 +183,19 @@ def prepare_isic(
         transforms.files.InputError: nowhere: no pictures in ISIC-2017_Training_Data, ISIC-2017_Validation_Data, ...
     """
     report = report or Report()
-    if size is not None and min(size) < 1:
-        raise InputError(f"--size {size[0]} {size[1]}: expected two positive numbers")
+    if size is not None and not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
+        raise InputError(f"--size {size[0]} {size[1]}: expected rows and columns, from 1 to {LARGEST_SIDE} pixels")
+    check_workers(workers)
     passed: Counter[str] = Counter()
     parts = split_parts(find_pairs(raw, year, allow_unpaired, passed), split, seed)
-    empty: list[str] = []
+    odd: dict[str, str] = {}
     with staged(out or Path(f"data/isic{year - 2000}"), overwrite) as folder:
         for part, pairs in parts.items():
             for kind in ("images", "masks"):
                 (folder / part / kind).mkdir(parents=True)
             write = partial(_write_pair, folder=folder / part, size=size)
-            marked = report.map(write, list(pairs.items()), f"preparing {part}", workers)
-            empty += [name for name, any_marked in zip(pairs, marked, strict=True) if not any_marked]
+            found = report.map(write, list(pairs.items()), f"preparing {part}", workers)
+            odd |= {f"{part}/{name}": oddity for name, oddity in zip(pairs, found, strict=True)}
             (folder / f"{part}.txt").write_text("".join(f"{name}\n" for name in pairs))
         write_facts(
             folder,
@@ -207,6 +209,5 @@ def prepare_isic(
         )
     if words := passed_over(passed):
         report(f"{printable(str(raw))}: {words}")
-    if empty:
-        report(f"WARNING: {len(empty)} masks are empty: {', '.join(empty)}")
+    report.odd_masks(*([name for name, found in odd.items() if found == kind] for kind in ("empty", "inverted")))
     report.table(("part", "images"), [(part, str(len(pairs))) for part, pairs in parts.items()])

@@ -14,10 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from transforms import InputError, check_output
+from transforms import InputError, check_output, looks_inverted
 
 FACTS = "dataset.json"
 # Lies in folders that are not complete, or no longer needed.
@@ -61,11 +62,39 @@ class Report:
             finally:
                 pool.shutdown(cancel_futures=True)
 
+    def odd_masks(self, empty: Sequence[str], inverted: Sequence[str]) -> None:
+        """Prints the names of masks that mark nothing, and of those that may mark the background."""
+        for names, what in ((empty, "empty"), (inverted, "full, or all border: inverted perhaps")):
+            if names:
+                self(f"WARNING: {len(names)} mask{'s are' if len(names) > 1 else ' is'} {what}: {', '.join(names)}")
+
     def table(self, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         """Prints columns as wide as their widest cell."""
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         for row in (header, *rows):
             self("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def check_workers(workers: int | None) -> None:
+    """Refuses less than one thread.
+
+    Example:
+        >>> check_workers(-1)
+        Traceback (most recent call last):
+        transforms.files.InputError: --workers -1: expected a whole number above 0
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers {workers}: expected a whole number above 0")
+
+
+def oddities(mask: np.ndarray) -> str:
+    """What is odd about a mask: "empty", "inverted" as far as that can be seen, or nothing.
+
+    Example:
+        >>> oddities(np.zeros((2, 2))), oddities(np.ones((2, 2)))
+        ('empty', 'inverted')
+    """
+    return "inverted" if looks_inverted(mask) else "" if mask.any() else "empty"
 
 
 @contextmanager

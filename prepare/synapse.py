@@ -15,7 +15,7 @@ Values: Hounsfield units are clipped to [−125, 275] and mapped to [0, 1]; noth
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,6 +164,12 @@ def find_pairs(raw: Path, cases: Sequence[int], allow_missing: bool = False) -> 
     return pairs
 
 
+def _refuse_nothing_to_train_on(cases: Sequence[int], pairs: Mapping[int, tuple[Path, Path]], raw: Path) -> None:
+    if not set(cases) & set(pairs):
+        remedy = "complete the download, or say with --train-cases which of the others are to be trained on"
+        raise InputError("none of the training cases is there", path=raw, remedy=remedy)
+
+
 def prepare_synapse(
     raw: Path,
     out: Path,
@@ -209,6 +215,7 @@ def prepare_synapse(
     if both:
         report(f"WARNING: cases {' '.join(map(str, both))} are in training AND test: test results will mean nothing")
     pairs = find_pairs(raw, sorted(set(parts["train"]) | set(parts["test"])), allow_missing)
+    _refuse_nothing_to_train_on(parts["train"], pairs, raw)
 
     slices: list[str] = []
     facts_of_cases, rows = {}, []
@@ -259,6 +266,8 @@ def prepare_synapse(
             report,
         )
     report.table(("case", "part", "slices", "in plane", "spacing mm (D × H × W)", "organs absent"), rows)
+    if not test:
+        report("WARNING: there is no test volume: no bundle trains on this without one")
     report(f"{len(slices)} training slices, {len(test)} test volumes, orientation {ORIENTATION}")
     if set(TRAIN_CASES) == set(parts["train"]) & set(pairs) and len(slices) != PUBLISHED_TRAINING_SLICES:
         report(f"WARNING: the published training part has {PUBLISHED_TRAINING_SLICES} slices, this one {len(slices)}")

@@ -1,7 +1,7 @@
 """From files to network input and back; every array transform has a dictionary version `…d`."""
 
 from transforms.augment import RandRotateDegrees, RandRotateDegreesd, RandRotFlip, RandRotFlipd, rot_flip, rotate
-from transforms.checks import DataReport, check_data, check_split
+from transforms.checks import DataReport, check_data, check_split, looks_inverted
 from transforms.datasets import (
     BTCV_IDS,
     SYNAPSE_CLASSES,
@@ -19,9 +19,11 @@ from transforms.files import (
     by_name,
     case_name,
     check_output,
+    expanded,
     find_folder,
     has_suffix,
     list_files,
+    log_warnings,
     made_of,
     pair_by_name,
     pair_masks,
@@ -31,6 +33,7 @@ from transforms.files import (
     replacing,
     same_letters,
     sha256,
+    shortened,
     stem,
     without_by_products,
 )
@@ -99,12 +102,15 @@ __all__ = [
     "check_output",
     "check_sizes",
     "check_split",
+    "expanded",
     "find_files",
     "find_folder",
     "has_suffix",
     "image_split",
     "is_normal",
     "list_files",
+    "log_warnings",
+    "looks_inverted",
     "made_of",
     "merged_masks",
     "on_grid",
@@ -122,6 +128,7 @@ __all__ = [
     "rotate",
     "same_letters",
     "sha256",
+    "shortened",
     "spline_zoom",
     "stem",
     "synapse_split",

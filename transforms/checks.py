@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from transforms.datasets import DataSplit, LabelSet, is_normal
 from transforms.files import PICTURE_SUFFIXES, InputError, has_suffix, stem
-from transforms.pictures import read_mask, read_picture
+from transforms.pictures import EXIF_ORIENTATION, PictureReader, check_sizes, read_mask
 from transforms.volumes import SliceReader, read_volume
 
 MODES = ("quick", "full", "false", "true")
@@ -35,6 +35,8 @@ CONSTANT = 2 / 255
 # Of 452 images of BUSI all 80 pairs above are the same picture again, or the next frame of the same scan. The most
 # similar pairs of different patients' skin lesions lie at 0.55.
 NEAR = 0.7
+# A mask that marks more than this share of its image, or all of its border, marks the background perhaps.
+NEARLY_ALL = 0.95
 FINGERPRINT = 32
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class Content:
         shape: of the label.
         classes: numbers in the label.
         constant: the image shows nothing.
+        inverted: the mask of one class may mark the background, see `looks_inverted`.
         digests: of the pixels; one for each slice that shows something.
         fingerprint: of a picture, see `fingerprint`.
     """
@@ -77,6 +80,7 @@ class Content:
     shape: tuple[int, ...] = ()
     classes: frozenset[int] = frozenset()
     constant: bool = False
+    inverted: bool = False
     digests: tuple[bytes, ...] = ()
     fingerprint: np.ndarray | None = None
 
@@ -190,7 +194,7 @@ def check_split(split: DataSplit, labels: LabelSet | Sequence[str], full: bool =
     warnings = [] if split.test else ["there is nothing to test on"]
     if twice := [stem(file) for file, parts in _repeated(everything) if len(parts) == 1]:
         warnings.append(f"{_some(twice)}: more than once in the same part")
-    warnings += [*_shared_cases(everything), *_empty(good, full), *_constant(good, full)]
+    warnings += [*_shared_cases(everything), *_empty(good, full), *_inverted(good), *_constant(good, full)]
     if full and not errors:
         warnings += _absent(good, labels)
     if not errors and _marks_nothing(pairs["training"], good, labels):
@@ -203,7 +207,8 @@ def check_split(split: DataSplit, labels: LabelSet | Sequence[str], full: bool =
         + ", ".join(f"{part} {_count(some, contents, part)}" for part, some in pairs.items()),
         *_classes(good, labels, pairs),
         f"sizes from {_times(sizes[0])} to {_times(sizes[-1])}" if sizes else "no sizes",
-        f"empty masks: {sum(not content.classes - {0} for content in good)}",
+        f"empty masks: {sum(not content.classes - {0} for content in good)}, full or inverted ones:"
+        f" {sum(content.inverted for content in good)}",
         f"images that show nothing: {sum(content.constant for content in good)}",
         f"groups of equal images: {len(equal)}, in different parts: {sum(map(_across, equal))}",
     ]
@@ -269,11 +274,20 @@ def _read_all(pairs: Sequence[Pair], labels: LabelSet, bar: bool) -> Iterator[Co
 
 
 def _read(pair: Pair, labels: LabelSet) -> Content:
-    arrays, errors = [], []
+    arrays: list[np.ndarray] = []
+    errors: list[str] = []
+    orientation = 1
     # Of slices and volumes the label is in the same file.
     for kind, file in (("image", pair.image), *(("label", file) for file in pair.labels)):
         try:
-            arrays.append(_image(file) if kind == "image" else _label(file, labels))
+            if kind == "label":
+                arrays.append(_label(file, labels))
+            elif has_suffix(file, PICTURE_SUFFIXES):
+                array, facts = PictureReader().get_data([file])
+                arrays.append(array)
+                orientation = facts[EXIF_ORIENTATION]
+            else:
+                arrays.append(_image(file))
         except (ValueError, OSError) as error:
             line = " ".join(str(error).split())
             errors.append(line if str(file) in line else f"{file}: {line}")
@@ -282,6 +296,11 @@ def _read(pair: Pair, labels: LabelSet) -> Content:
         return Content(pair, tuple(errors[:1] if pair.image in pair.labels else dict.fromkeys(errors)))
     image, *masks = arrays
     for file, mask in zip(pair.labels, masks, strict=True):
+        if not pair.sliced:
+            try:
+                check_sizes(pair.image, image.shape[:2], orientation, file, mask.shape)
+            except InputError as error:
+                return Content(pair, (str(error),))
         if image.shape[: mask.ndim] != mask.shape:
             there = f"{_times(image.shape[: mask.ndim])} of its image {pair.image.name}"
             return Content(pair, (f"{file}: {_times(mask.shape)} pixels, not the {there}",))
@@ -292,7 +311,25 @@ def _read(pair: Pair, labels: LabelSet) -> Content:
     planes = image if label.ndim == 3 else [image]
     shown = [plane for plane in planes if not _is_flat(plane)]
     marks = fingerprint(image) if shown and not pair.sliced else None
-    return Content(pair, (), label.shape, classes, not shown, tuple(map(_digest, shown)), marks)
+    inverted = not pair.sliced and labels.binary and looks_inverted(label)
+    return Content(pair, (), label.shape, classes, not shown, inverted, tuple(map(_digest, shown)), marks)
+
+
+def looks_inverted(mask: np.ndarray) -> bool:
+    """True where a mask of one class marks nearly everything, or all of the border: its values are exchanged perhaps.
+
+    Args:
+        mask: (H, W), 0 is the background.
+
+    Example:
+        >>> mask = np.zeros((9, 9))
+        >>> mask[3:6, 3:6] = 1
+        >>> looks_inverted(mask), looks_inverted(1 - mask)
+        (False, True)
+    """
+    marked = mask > 0
+    edges = (marked[0], marked[-1], marked[:, 0], marked[:, -1])
+    return bool(marked.mean() > NEARLY_ALL or all(edge.all() for edge in edges))
 
 
 def _is_flat(image: np.ndarray) -> bool:
@@ -309,8 +346,7 @@ def _digest(image: np.ndarray) -> bytes:
 
 
 def _image(path: Path) -> np.ndarray:
-    if has_suffix(path, PICTURE_SUFFIXES):
-        return read_picture(path)
+    """Of a slice or a volume."""
     array = SliceReader("image").get_data((path,))[0] if has_suffix(path, [".npz"]) else read_volume(path).array
     return array.astype(np.float32, copy=False)
 
@@ -405,6 +441,11 @@ def _empty(contents: Sequence[Content], full: bool) -> Iterator[str]:
     # BUSI's images of normal tissue are named so.
     if names := [name for name in names if not is_normal(name)]:
         yield f"{_some(names)}: the mask marks nothing"
+
+
+def _inverted(contents: Sequence[Content]) -> Iterator[str]:
+    if names := [str(content.pair) for content in contents if content.inverted]:
+        yield f"{_some(names)}: the mask marks nearly everything or all of the border, it may be inverted"
 
 
 def _constant(contents: Sequence[Content], full: bool) -> Iterator[str]:

@@ -195,10 +195,10 @@ def synapse_split(
     held_out = _held_out(sorted(cases), val_cases, seed, root) if selection == "holdout" else []
 
     def npz(names: Sequence[str]) -> list[str]:
-        return [str(_existing(root / "train_npz" / f"{name}.npz")) for name in names]
+        return [_as_text(_existing(root / "train_npz" / f"{name}.npz")) for name in names]
 
     def h5(name: str) -> str:
-        return str(_existing(root / "test_vol_h5" / f"{name}.npy.h5"))
+        return _as_text(_existing(root / "test_vol_h5" / f"{name}.npy.h5"))
 
     training = [file for case, names in cases.items() if case not in held_out for file in npz(names)]
     validation = [npz(sorted(cases[case])) for case in held_out]
@@ -368,8 +368,13 @@ def _some(names: list[str], file: Path) -> list[str]:
 
 
 def _existing(file: Path) -> Path:
-    if not file.is_file():
-        remedy = "run `python -m prepare synapse` again with --overwrite"
+    try:
+        there = file.is_file()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
+        several = len(re.split(r"[\s,;]+", stem(file))) > 1
+        remedy = "write one name in a line" if several else "run `python -m prepare synapse` again with --overwrite"
         raise InputError("is listed but missing", path=file, remedy=remedy)
     return file
 

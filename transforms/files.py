@@ -6,12 +6,14 @@ import contextlib
 import errno
 import glob
 import hashlib
+import logging
 import os
 import re
 import shutil
 import tempfile
 import unicodedata
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +35,10 @@ _ADDITION = re.compile(rf"(?<=.){_ADDED}", re.IGNORECASE | re.DOTALL)
 # MONAI's own SaveImage makes case0001.npy_pred.nii.gz from case0001.npy.h5, hence `.npy` here.
 _DECORATION = re.compile(rf"(?<=.)({_ADDED}|\.npy\Z)|\A(img|label)(?=\d)", re.IGNORECASE | re.DOTALL)
 _SECOND_MASK = re.compile(r"_mask_\d+\Z", re.IGNORECASE)
+# Letters of a name and of a line that are shown.
+NAME_LENGTH, LINE_LENGTH = 240, 900
+
+logger = logging.getLogger(__name__)
 
 
 def printable(text: str) -> str:
@@ -45,11 +51,22 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
+def shortened(text: str, length: int = NAME_LENGTH) -> str:
+    """The text with its middle left out where it is longer than `length`: a line is to be read.
+
+    Example:
+        >>> shortened("a" * 1000, 9)
+        'aaaa…aaaa'
+    """
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
+
+
 class InputError(ValueError):
     """What a user gave cannot be taken. Its text is one line: file, fact, remedy.
 
     Library functions raise it; commands print the line and exit with 1. Control characters in the file's name are shown
-    escaped.
+    escaped; names and values that no screen can hold lose their middle.
 
     Args:
         fact: what is wrong.
@@ -62,8 +79,37 @@ class InputError(ValueError):
     """
 
     def __init__(self, fact: str, *, path: PathLike | None = None, remedy: str = "") -> None:
-        name = "" if path is None else printable(f"{os.fspath(path)}: ")
+        name = "" if path is None else f"{shortened(printable(os.fspath(path)))}: "
+        fact, remedy = shortened(fact, LINE_LENGTH), shortened(remedy, LINE_LENGTH)
         super().__init__(f"{name}{fact}; {remedy}" if remedy else f"{name}{fact}")
+
+
+def log_warnings() -> None:
+    """From here on what libraries warn of is one line of the log, without the source that Python shows with it.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings():
+        ...     log_warnings()
+    """
+
+    def show(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+        logger.warning(shortened(" ".join(f"{category.__name__}: {message}".split()), LINE_LENGTH))
+
+    warnings.showwarning = show
+
+
+def expanded(path: str) -> str:
+    """The path with a leading `~` as the home folder, which shells leave alone in `--dataset_dir=~/data`.
+
+    A folder of that very name is what is meant where there is one.
+
+    Example:
+        >>> expanded("data/~"), expanded("~/data").endswith("/data"), expanded("~/data").startswith("~")
+        ('data/~', True, False)
+    """
+    first = path.replace("\\", "/").partition("/")[0]
+    return os.path.expanduser(path) if path.startswith("~") and not os.path.lexists(first) else path
 
 
 def has_suffix(path: PathLike, suffixes: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,8 +48,17 @@ SHOWN = 10
 
 EXIF_ORIENTATION = "exif_orientation"
 
+# Channels of PNG's kinds of colour, and the first pixel and the steps (x, y, across, down) of its seven passes.
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+INFLATED = 1 << 20
+
 logger = logging.getLogger(__name__)
 _said: set[str] = set()
+
+# Large pictures are taken, and what claims to be too large is refused: the warning says nothing to a user. Filters are
+# of the whole program, so it cannot be caught where threads read.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def _say_once(kind: str, text: str) -> None:
@@ -68,7 +78,7 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
         content = path.read_bytes()
         if not content:
             raise InputError("is empty", path=path, remedy=COPY_AGAIN)
-        _check_png(content, path)
+        _check_png(content)
         with Image.open(BytesIO(content), formats=FORMATS) as file:
             frames = getattr(file, "n_frames", 1)
             # The further pictures in a camera's JPEG are previews.
@@ -89,11 +99,17 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
         raise InputError(f"not a readable picture ({printable(reason)})", path=path, remedy=COPY_AGAIN) from error
 
 
-def _check_png(content: bytes, path: Path) -> None:
-    """Refuses a PNG whose checksums are wrong: Pillow reads over damage in the pixels."""
+def _check_png(content: bytes) -> None:
+    """Refuses a PNG whose checksums are wrong, or that holds more or fewer pixels than it claims: Pillow takes both.
+
+    Raises:
+        OSError: saying what is wrong.
+        struct.error, zlib.error: when it is damaged in another way.
+    """
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         return
     view, place, kind = memoryview(content), 8, b""
+    claimed, held, inflate = None, 0, zlib.decompressobj()
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", content, place)
         end = place + 8 + length
@@ -102,7 +118,30 @@ def _check_png(content: bytes, path: Path) -> None:
         # An upper-case letter marks the chunks that pixels depend on.
         if kind[:1].isupper() and zlib.crc32(view[place + 4 : end]) != struct.unpack_from(">I", content, end)[0]:
             raise OSError("its checksum is wrong")
+        if kind == b"IHDR":
+            claimed = _png_bytes(*struct.unpack_from(">IIBBBBB", content, place + 8))
+        elif kind == b"IDAT" and claimed is not None:
+            packed: bytes | memoryview = view[place + 8 : end]
+            while packed and held <= claimed:
+                held += len(inflate.decompress(packed, INFLATED))
+                packed = inflate.unconsumed_tail
         place = end + 4
+    if claimed is not None and held != claimed:
+        raise OSError(f"its header claims {claimed} bytes of pixels, it holds {'more' if held > claimed else held}")
+
+
+def _png_bytes(
+    width: int, height: int, bits: int, colour: int, compression: int, filtering: int, interlaced: int
+) -> int | None:
+    """How many bytes the pixels of a PNG take, each row with one for its filter; None of a kind that there is not."""
+    if colour not in PNG_CHANNELS:
+        return None
+    total = 0
+    for x, y, across, down in ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -((x - width) // across), -((y - height) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + (columns * bits * PNG_CHANNELS[colour] + 7) // 8)
+    return total
 
 
 def _upright(picture: Image.Image) -> Image.Image:

@@ -14,8 +14,10 @@ import contextlib
 import gzip
 import itertools
 import logging
+import lzma
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -71,11 +73,15 @@ DAMAGE = (
     OSError,
     EOFError,
     ValueError,
-    KeyError,
+    TypeError,
+    LookupError,
+    SyntaxError,
     ArithmeticError,
     MemoryError,
     RuntimeError,
+    lzma.LZMAError,
     struct.error,
+    tokenize.TokenError,
     zlib.error,
     zipfile.BadZipFile,
 )

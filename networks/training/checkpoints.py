@@ -24,6 +24,7 @@ from networks.training.changes import Changes
 from networks.training.log import hand_over_log, remember_log
 from networks.training.processes import is_rank_zero, share_validation, world_size
 from networks.training.provenance import RunRecord, read_run
+from networks.training.states import check_optimizer, check_state
 from networks.training.steps import EpochSampler, NotFinite
 from networks.training.stopping import WORKER, FolderLock, StopSignals, of_worker
 from networks.weights import read_checkpoint
@@ -327,7 +328,8 @@ class Checkpoints:
             if WORKER.search(str(error)):
                 raise
             reason = error.strerror if isinstance(error, OSError) and error.strerror else "the disk is full or failed"
-            line = f"{path} cannot be written ({reason}); the file before it is whole"
+            before = "the file before it is whole" if path.is_file() else "there is none of before"
+            line = f"{path} cannot be written ({reason}); {before}"
             if self.on_save_error == "stop":
                 raise ValueError(f"{line}: make room, and go on with --resume true") from error
             logger.warning(line)
@@ -358,8 +360,13 @@ class Checkpoints:
         state, path = self._newest()
         remedy = "give the same to go on, or start without --resume"
         differing = [name for name in self.settings if state["settings"].get(name) != self.settings[name]]
+        if differing == ["data"]:
+            raise ValueError(
+                f"{path} is of a run with other data, or with the same divided in another way: give the --dataset_dir,"
+                " --fold, --val_fraction or --val_cases that it had, or start without --resume"
+            )
         if differing:
-            name = differing[0]
+            name = next(name for name in differing if name != "data")
             raise ValueError(
                 f"{path} is of a run with {name} {state['settings'].get(name)}, and it is {self.settings[name]} now:"
                 f" {remedy}"
@@ -376,13 +383,16 @@ class Checkpoints:
                 return self._finish(trainer, state, ended)
             for name, thing in self.objects.items():
                 thing.load_state_dict(state[name])
+            check_optimizer(self.optimizer)
             if self.record is not None:
                 self.record.resume(state["run_id"])
             self._go_to(trainer, state)
         except _Ended:
             raise
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = " ".join(
+                line.strip() for line in str(error).splitlines()[: 2 if "state_dict" in str(error) else 1]
+            )
             raise ValueError(f"{path} does not continue this run ({reason}): start without --resume") from error
         self._take_rate([group.get("initial_lr", group["lr"]) for group in given])
         for group, asked in zip(self.optimizer.param_groups, given, strict=True):
@@ -451,9 +461,9 @@ class Checkpoints:
         for path in (self.ckpt_dir / LAST, self.ckpt_dir / BEFORE_LAST):
             try:
                 state = read_checkpoint(path)
-                state["position"]["epoch"], state["settings"], state["selection"], state["model"], state["run_id"]
-            except (OSError, ValueError, TypeError, KeyError) as error:
-                reasons.append(str(error) if isinstance(error, OSError | ValueError) else f"{path} is no run's state")
+                check_state(state, path)
+            except (OSError, ValueError) as error:
+                reasons.append(str(error))
                 continue
             if reasons:
                 logger.warning(f"{reasons[0]}; the one before it is taken: {path}")

@@ -262,6 +262,25 @@ def _train_and_evaluate() -> Iterator[Input]:
     yield from of_file("training cmunext_busi: copied", "bundle/configs/train.yaml", "train.yaml", "yaml", texts.yaml())
 
 
+def _check() -> Iterator[Input]:
+    world, pair = "prepare check: busi", pictures.size_of_a_pair()
+    image, mask = (f"data/{folder}/{BENIGN}.png" for folder in ("images", "masks/0"))
+    yield from of_file(world, image, BENIGN, "png", [*pictures.png(), *pair])
+    yield from of_file(world, mask, BENIGN, "mask", [*pictures.png(), *pair, *pictures.masks()])
+    yield from of_file(world, "data/busi_train1.txt", "busi_train1", "list", texts.lists("benign (5)"))
+    quick = [*any_file(), *damage(), *pair]
+    yield from of_file("prepare check: quick", image, BENIGN, "png", quick)
+    photo = pictures.jpg()
+    name = "ISIC_0000001"
+    yield from of_file(
+        "prepare check: isic", f"data/train/images/{name}.jpg", name, "jpg", photo, partner=f"{name}.png"
+    )
+    name = "case0005_slice001"
+    yield from of_file("prepare check: synapse", f"data/train_npz/{name}.npz", name, "npz", arrays.slices())
+    volume = [*arrays.h5_image(), *arrays.h5_label()]
+    yield from of_file("prepare check: synapse", "data/test_vol_h5/case0001.npy.h5", "case0001", "h5", volume)
+
+
 def _infer() -> Iterator[Input]:
     yield from of_file("inferring cmunext_busi", "in/lesion0.png", "lesion0", "png", pictures.png())
     yield from of_file("inferring vmunet_isic", "in/lesion0.jpg", "lesion0", "jpg", pictures.jpg())
@@ -414,6 +433,11 @@ def _options() -> Iterator[Input]:
     ]
     isic += [("raw", "nowhere", REFUSED), ("raw", "raw/ISIC-2017_Training_Data", REFUSED)]
     yield from of_options("prepare isic: resized", isic)
+    check = [("fold", value, REFUSED) for value in ("0", "-1", "9", "x")] + [("classes", ["a", "a"], REFUSED)]
+    check += [("label-map", value, REFUSED) for value in ("0", "a:b", "0:0:1", "0:7")] + [("folds", "1", REFUSED)]
+    yield from of_options("prepare check: busi", check)
+    for folder in ("nowhere", "weights", f"data/images/{BENIGN}.png", "~"):
+        yield from of_words("prepare check: busi", f"check {folder}", ("check", folder), [folder, "/root"])
     synapse = [("train-cases", value, REFUSED) for value in ("99", "x", "-1")]
     synapse += [("raw", value, REFUSED) for value in ("nowhere", "raw/img")]
     yield from of_options("prepare synapse", synapse)
@@ -453,7 +477,7 @@ def _names() -> Iterator[Input]:
 def all_inputs() -> dict[str, Input]:
     """{key: input} of every entrance, in order."""
     found: dict[str, Input] = {}
-    for one in (*_prepare(), *_train_and_evaluate(), *_infer(), *_score(), *_options(), *_names()):
+    for one in (*_prepare(), *_check(), *_train_and_evaluate(), *_infer(), *_score(), *_options(), *_names()):
         if one.key in found:
             raise ValueError(f"two inputs are called {one.key}")
         found[one.key] = one

@@ -332,6 +332,10 @@ def _worlds() -> Iterator[World]:
         name = "prepare synapse" + ": nii" * (suffix == ".nii")
         yield World(name, raw_synapse(suffix), PREPARE, ("synapse", *FROM_RAW, *CASES))
     for bundle, build in PREPARED.items():
+        kind = bundle.partition("_")[2]
+        yield World(f"prepare check: {kind}", build, PREPARE, ("check", "data", "--full"))
+    yield World("prepare check: quick", busi, PREPARE, ("check", "data"))
+    for bundle, build in PREPARED.items():
         yield World(f"training {bundle}", build, MONAI, training(bundle))
         yield World(f"evaluating {bundle}", build, MONAI, evaluating(bundle))
     for suffix in (".pt", ".safetensors"):

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 from torch.utils.data import DataLoader, Dataset
 
 import bundles
-from bundles.settings import checked, refuse_unknown
-from tests.bundles.conftest import Options, Run, command, config, refused, words
+from bundles.settings import checked, refuse_no_component, refuse_no_python, refuse_unknown
+from tests.bundles.conftest import BUNDLES, OWN, Options, Run, command, config, refused, words
 from transforms import InputError
 
 Wrap = Callable[[Exception], Exception]
@@ -87,8 +88,8 @@ KNOWN = {
         ("max_epoch", "--max_epoch: no such setting; did you mean --max_epochs?"),
         ("batchsize", "--batchsize: no such setting; did you mean --batch_size?"),
         ("train#dataloadr", "--train#dataloadr: no such setting; did you mean --train#dataloader?"),
-        ("trian#dataloader#drop_last", "--trian#dataloader#drop_last: no such setting; there are "),
-        ("xyz", "--xyz: no such setting; there are max_epochs, batch_size, train"),
+        ("trian#dataloader#drop_last", "--trian#dataloader#drop_last: no such setting; did you mean --train?"),
+        ("xyz", "--xyz: no such setting; the nearest are max_epochs, batch_size, train"),
     ],
 )
 def test_a_mistyped_setting_is_refused_with_the_nearest(name: str, line: str) -> None:
@@ -252,3 +253,92 @@ def test_outputs_that_do_not_fit_the_classes_are_refused(
         run("exporting", config("cmunext_busi", "inference"), **own, filepath=str(tmp_path / "a.ts"))
     assert not (tmp_path / "model.pt").exists()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"network_def": "cmunext"}, "--network_def cmunext: expected a component"),
+        ({"network_def": [1, 2]}, r"--network_def \[1, 2\]: expected a component"),
+        ({"network_def": {"dims": [3]}}, "--network_def {'dims': .3.}: expected a component"),
+        ({"train#loss": 3}, "--train#loss 3: expected a component, {'_target_': 'DiceLoss', …} for instance"),
+        ({"train#handlers": "x"}, "--train#handlers x: expected a list of components"),
+    ],
+)
+def test_what_is_no_component_is_refused(given: dict[str, Any], line: str) -> None:
+    component = {"_target_": "DiceLoss"}
+    known = {"network_def": component, "train": {"loss": component, "handlers": [component]}, "classes": ["a"]}
+    with pytest.raises(InputError, match=line):
+        refuse_no_component(given, known)
+    refuse_no_component({"network_def": "@other", "train#loss": "$f()", "classes": "a", "train#handlers": []}, known)
+
+
+@pytest.mark.parametrize("value", ["$(", "$x_$", "$1 +", "$a b"])
+def test_what_is_no_python_is_refused(value: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"--train#lr {value}: no Python expression (")):
+        refuse_no_python({"train": {"lr": value}})
+
+
+def test_the_expressions_of_the_configurations_are_python() -> None:
+    for bundle in BUNDLES:
+        for name in ("train", "evaluate", "inference", "multi_gpu"):
+            refuse_no_python(ConfigParser.load_config_file(config(bundle, name)[0]))
+    refuse_no_python({"a": "${1: @b, 2: [@c#d::e]}", "b": "$import os", "c": "$@train#x['k'] if @d else lambda: 1"})
+
+
+def failed(expression: str, **config: Any) -> str | None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (MONAI's own)
+        ConfigParser({"a": expression, **config}).get_parsed_content("a")
+    return bundles.one_line(caught.value)
+
+
+def test_an_expression_that_fails_itself_is_one_line() -> None:
+    assert failed("$1 / 0") == "$1 / 0 cannot be evaluated: division by zero"
+    assert failed("$@b.parameters()", b="word") == (
+        "$@b.parameters() cannot be evaluated: 'str' object has no attribute 'parameters'"
+    )
+    # what it calls may be at fault
+    assert failed("$monai.utils.first(3)") is None
+    assert failed("@b", b="@a") == "--a refers to itself, through b: give it a value"
+    assert failed("@a") == "--a refers to itself: give it a value"
+    assert failed("$@b", b={"_target_": "nowhere.Net"}) == "there is no nowhere.Net"
+
+
+def test_a_mistyped_run_names_the_nearest(run: Run, options: Options, tmp_path: Path) -> None:
+    with refused("run ID 'trainin' doesn't exist in the config file; did you mean training"):
+        run("trainin", config("cmunext_busi"), **options("cmunext_busi", tmp_path))
+    with refused("run ID 'z…z"):
+        run("z" * 100_000, config("cmunext_busi"), **options("cmunext_busi", tmp_path))
+
+
+def test_a_network_of_other_channels_than_the_pictures(run: Run, options: Options, tmp_path: Path) -> None:
+    network = {**OWN["cmunext_busi"], "in_channels": 4}
+    with refused("--network_def takes 4 channels, pictures are read with 3; give --in_channels 4 too"):
+        run("training", config("cmunext_busi"), **options("cmunext_busi", tmp_path, network_def=network))
+    assert not list(tmp_path.iterdir())
+    error = RuntimeError("Given groups=1, weight of size [4, 3, 3, 3], expected input[2, 1, 32, 32] to have 3 channels,"
+                         " but got 1 channels instead")  # fmt: skip
+    assert bundles.one_line(error) == (
+        "the network takes 3 channels, the images have 1: give both the same in_channels"
+    )
+
+
+def test_long_values_are_shortened() -> None:
+    for refuse in (lambda: checked("batch_size", "z" * 10**6), lambda: refuse_unknown({"z" * 10**6: 1}, {"a": 1})):
+        with pytest.raises(InputError) as caught:
+            refuse()
+        assert len(str(caught.value)) < 1000
+
+
+def test_a_setting_that_refers_to_itself_alone_is_unknown() -> None:
+    with pytest.raises(InputError, match="--new: no such setting"):
+        refuse_unknown({"new": "@new"}, {"a": 1})
+    refuse_unknown({"new": 1, "a": "@new"}, {"a": 1})
+
+
+def test_paths_may_begin_with_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for name in ("dataset_dir", "ckpt_dir", "output_dir", "ckpt_path", "input", "pretrained"):
+        assert checked(name, "~/x") == "/home/me/x"
+    assert checked("input", ["~/x", "y"]) == ["/home/me/x", "y"]
+    assert checked("pretrained", None) is None

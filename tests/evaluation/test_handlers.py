@@ -313,3 +313,10 @@ def test_two_processes_report_all_cases_once(tmp_path: Path) -> None:
     mean = json.loads((tmp_path / "one" / "summary.json").read_text())["protocols"]["strict"]["mean"]["dice"]["mean"]
     assert all(f"mean {mean:.6f}" in out.splitlines() for out, _ in outputs)
     assert ["mean of classes" in out for out, _ in outputs] == [True, False]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 3, 4), (1, 1, 2, 3, 5)])
+def test_key_metrics_name_the_file_that_they_cannot_score(shape: tuple[int, ...]) -> None:
+    label = MetaTensor(torch.full((1, 2, 3, 4), 9.0), meta={"filename_or_obj": "in/case1.h5"})
+    with pytest.raises(ValueError, match=r"^in/case1\.h5: "):
+        metric_of(VolumeDice(["a"]), (torch.zeros(shape[1:]), label))

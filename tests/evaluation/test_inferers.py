@@ -3,12 +3,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor, decollate_batch, list_data_collate
+from ignite.engine import Events
+from monai.data import DataLoader, MetaTensor, decollate_batch, list_data_collate
 from monai.utils import ensure_tuple_rep
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from evaluation import SliceToVolume
+from evaluation import FileDataset, FileEvaluator, SliceToVolume
+from transforms import InputError
 
 
 def network(classes: int) -> torch.nn.Module:
@@ -87,3 +89,29 @@ def test_bad_arguments_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             SliceToVolume(**arguments)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+@pytest.mark.parametrize("in_network", [True, False])
+def test_a_file_that_memory_cannot_hold_does_not_stop_the_rest(error: Exception, in_network: bool) -> None:
+    def maybe(wanted: bool, found: bool) -> None:
+        if wanted and found:
+            raise error
+
+    class Fails(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            maybe(in_network, image.max() > 1)
+            return image
+
+    def read(item: dict[str, Any]) -> dict[str, Any]:
+        large = item["image"] == "b.png"
+        maybe(not in_network, large)
+        return {"image": MetaTensor(torch.full((1, 4, 4), 9.0 * large), meta={"filename_or_obj": item["image"]})}
+
+    items = [{"image": name} for name in ("a.png", "b.png", "c.png")]
+    seen: list[int] = []
+    evaluator = FileEvaluator("cpu", DataLoader(FileDataset(items, read)), Fails())
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(len(evaluator.state.output)))
+    with pytest.raises(InputError, match=r"^1 of 3 files failed: b\.png: there is not enough memory for it"):
+        evaluator.run()
+    assert seen == [1, 0, 1]

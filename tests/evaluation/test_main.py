@@ -425,3 +425,40 @@ def test_options_reach_the_rules(
     assert "--tolerance of a class needs --classes" in failure(predictions, labels, "--tolerance", "spleen:3")
     assert "--tolerance takes numbers" in failure(predictions, labels, "--tolerance", "-1")
     assert "--label-map is for pictures" in failure(predictions, labels, "--label-map", "0:0", "1:1")
+
+
+def test_probabilities_and_images_beside_their_masks_are_passed_over(
+    folders: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    masks = [blobs(seed, (20, 24), 1) for seed in range(2)]
+    mine, theirs = folders
+    save_masks(mine, masks, "{}_mask.png")
+    expected = protocols_of_raw(folders, masks, tmp_path / "plain")
+    for number in range(2):
+        # what `inferring --probabilities true` writes, and a raw download
+        save_masks(mine, [np.full((20, 24), 77, np.uint8)] * 2, "{}_probability.png")
+        save_masks(theirs, [np.full((20, 24, 3), 9 + number, np.uint8)] * 2, "{}.png")
+    caplog.set_level("INFO")
+    assert protocols_of_raw(folders, masks, tmp_path / "with") == expected
+    assert "2 *_probability" in caplog.text
+    assert "2 image beside its mask" in caplog.text
+
+
+def protocols_of_raw(folders: tuple[Path, Path], masks: Sequence[NDArray[Any]], output: Path) -> dict[str, Any]:
+    """The results against labels in two files each, as BUSI has them."""
+    above = np.arange(20)[:, None] < 10
+    save_masks(folders[1], [mask * above for mask in masks], "{}_mask.png")
+    save_masks(folders[1], [mask * ~above for mask in masks], "{}_mask_1.png")
+    main([*map(str, folders), "--output", str(output)])
+    return json.loads((output / "summary.json").read_text())["protocols"]
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_work(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_nifti(folders[0] / "a.nii.gz", blobs(0))
+    save_nifti(folders[1] / "a.nii.gz", blobs(0))
+    monkeypatch.setattr("evaluation.__main__.evaluate", lambda options: pytest.fail("the work was begun"))
+    for words in ((*folders,), ("compare", *folders)):
+        line = failure(*words, "--output", folders[0] / "a.nii.gz" / "o")
+        assert "a.nii.gz: is a file, not a folder to write to" in line

@@ -321,3 +321,22 @@ def test_networks_themselves_refuse_what_are_no_weights(build: Callable[[], nn.M
     with pytest.raises(RuntimeError, match=rf"{name} is torch.int64, expected torch.float32"):
         network.load_state_dict({**state, name: state[name].long()})
     network.load_state_dict(state)
+
+
+def test_several_sets_of_weights_in_one_file_are_refused(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
+    for first, second in (("state_dict", "model"), ("model", "net"), ("model_state_dict", "network_weights")):
+        torch.save({first: network.state_dict(), second: other.state_dict()}, tmp_path / "a.pt")
+        with pytest.raises(ValueError, match=f"several sets of weights, under {first} and {second}"):
+            load_weights(network, tmp_path / "a.pt")
+    torch.save({"model": other.state_dict(), "state_dict": {}, "net": {"epoch": 3}}, tmp_path / "a.pt")
+    load_weights(network, tmp_path / "a.pt")
+    assert same(network, other)
+
+
+def test_weights_that_are_all_zero_are_refused(network: VMUNet, other: VMUNet, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state = {name: tensor if tensor.ndim < 2 else torch.zeros_like(tensor) for name, tensor in before.items()}
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt: all its weights are 0"):
+        load_weights(network, tmp_path / "a.pt")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

@@ -192,7 +192,7 @@ def test_unpaired_files_are_left_out_where_asked_for(
     assert main([*arguments, "--allow-unpaired"]) == 0
     out = capsys.readouterr().out
     assert "passed over: 1 hidden, 1 image without mask, 1 mask without image" in out
-    assert "WARNING: 1 masks are empty: malignant (2)" in out
+    assert "WARNING: 1 mask is empty: malignant (2)" in out
     assert len(list((tmp_path / "out/images").iterdir())) == 18
 
 

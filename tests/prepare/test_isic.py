@@ -165,5 +165,44 @@ def test_empty_masks_and_several(raw: Path, tmp_path: Path, capsys: pytest.Captu
     (masks / "ISIC_0000002_segmentation.png").rename(masks / "ISIC_0000002_mask.png")
     Image.fromarray(second).save(masks / "ISIC_0000002_mask_1.png")
     prepare_isic(raw, tmp_path / "out", year=2017)
-    assert "WARNING: 1 masks are empty: ISIC_0000001" in capsys.readouterr().out
+    assert "WARNING: 1 mask is empty: train/ISIC_0000001" in capsys.readouterr().out
     assert (read(tmp_path / "out/train/masks/ISIC_0000002.png") == 255).sum() == 19 * 30 + 5 * 60
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--workers", "-1"), "--workers -1: expected a whole number above 0"),
+        (("--workers", "0"), "--workers 0: expected a whole number above 0"),
+        (("--size", "10000000", "20"), "--size 10000000 20: expected rows and columns, from 1 to 16384 pixels"),
+        (("--size", "20", "0"), "--size 20 0: expected rows and columns, from 1 to 16384 pixels"),
+    ],
+)
+def test_numbers_that_cannot_be_are_one_line(
+    words: tuple[str, ...], line: str, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["isic", "--raw", str(raw), "--out", str(tmp_path / "out"), "--year", "2017", *words]) == 1
+    assert capsys.readouterr().err == f"prepare isic: {line}\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory_is_one_line(
+    error: Exception, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("prepare.isic.interpolate", fail)
+    words = ["isic", "--raw", str(raw), "--out", str(tmp_path / "out"), "--year", "2017", "--size", "20", "20"]
+    assert main(words) == 1
+    assert capsys.readouterr().err.startswith("prepare isic: there is not enough memory; give less --workers")
+    assert not (tmp_path / "out").exists()
+
+
+def test_masks_that_may_be_inverted_are_named(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = raw / FOLDERS[2017]["val"][1] / "ISIC_0000101_segmentation.png"
+    Image.fromarray(255 - read(file)).save(file)
+    prepare_isic(raw, tmp_path / "out", year=2017)
+    line = "WARNING: 1 mask is full, or all border: inverted perhaps: val/ISIC_0000101"
+    assert line in capsys.readouterr().out.splitlines()

@@ -239,3 +239,9 @@ def test_command_line(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     table = capsys.readouterr().out
     assert "case0005  train  7       12×9      5.00 × 0.70 × 0.80" in table
     assert "7 training slices, 2 test volumes, orientation SPL" in table
+
+
+def test_cases_to_train_on_are_needed(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none of the training cases is there; complete the download, or say with"):
+        prepare_synapse(raw, tmp_path / "out", [9], [1], allow_missing=True)
+    assert not (tmp_path / "out").exists()

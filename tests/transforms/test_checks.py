@@ -65,7 +65,7 @@ def test_good_pictures_are_summed_up(pictures: Path) -> None:
         "training: lesion in 12 of 12 opened",
         "test: lesion in 4 of 4 opened",
         "sizes from 48 × 64 to 48 × 64",
-        "empty masks: 0",
+        "empty masks: 0, full or inverted ones: 0",
         "images that show nothing: 0",
         "groups of equal images: 0, in different parts: 0",
         "pairs of nearly equal images: 0, in different parts: 0",
@@ -86,7 +86,10 @@ def test_all_errors_are_collected_and_name_their_files(pictures: Path, caplog: p
     assert len(report.errors) == 4
     bad = ["train/images/t1", "train/masks/t2", "train/masks/t3", "val/images/v1"]
     assert [line.split(".png: ")[0] for line in report.errors] == [f"{pictures}/{name}" for name in bad]
-    assert report.errors[2] == f"{train}/masks/t3.png: 48 × 60 pixels, not the 48 × 64 of its image t3.png"
+    assert (
+        report.errors[2]
+        == f"{train}/masks/t3.png: 60×48 pixels, the image t3.png 64×48; image and mask must have the same size"
+    )
     split = image_split(pictures, selection="paper")
     with pytest.raises(InputError, match=r"t1\.png: .*; and 3 more errors in the data, listed above$"):
         check_data(split, ["lesion"], "full")
@@ -95,17 +98,17 @@ def test_all_errors_are_collected_and_name_their_files(pictures: Path, caplog: p
 
 def test_the_quick_form_misses_no_file_and_opens_a_few(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    original = checks.read_picture
+    original = checks.PictureReader.get_data
 
-    def counting(path: Path) -> np.ndarray:
-        opened.append(path)
-        return original(path)
+    def counting(reader: object, files: list[Path]) -> object:
+        opened.append(files[0])
+        return original(reader, files)
 
     split = image_split(pictures, selection="paper")
     for item in split.train[1:]:
         Path(item["image"]).write_bytes(b"")
     Path(split.train[1]["label"]).unlink()
-    monkeypatch.setattr(checks, "read_picture", counting)
+    monkeypatch.setattr(checks.PictureReader, "get_data", counting)
     report = check_split(split, ["lesion"])
     assert {line.split(": ")[0] for line in report.errors} == {
         *(item["image"] for item in split.train[1:]),
@@ -145,7 +148,7 @@ def test_masks_that_mark_nothing_and_classes_without_an_image(pictures: Path) ->
     report = checked(pictures)
     assert report.errors == ()
     assert report.warnings == ("t1 (training): the mask marks nothing",)
-    assert "empty masks: 2" in report.lines
+    assert "empty masks: 2, full or inverted ones: 0" in report.lines
     for file in pictures.glob("train/masks/*.png"):
         save(disc(0), file)
     assert "no training image shows lesion" in checked(pictures).warnings
@@ -178,7 +181,7 @@ def test_all_masks_of_an_image_count(pictures: Path) -> None:
     assert check_split(DataSplit(several, [], split.test, ""), ["lesion"]).warnings == ()
     save(disc(size=(40, 64)), second)
     report = check_split(DataSplit(several, [], split.test, ""), ["lesion"])
-    assert report.errors == (f"{second}: 40 × 64 pixels, not the 48 × 64 of its image t0.png",)
+    assert report.errors == (f"{second}: 64×40 pixels, the image t0.png 64×48; image and mask must have the same size",)
 
 
 def test_images_that_show_nothing(pictures: Path) -> None:
@@ -367,3 +370,28 @@ def test_a_case_without_any_organ(ct: Path) -> None:
     nothing = "case0002 (training), case0005 (test): the mask marks nothing"
     assert check_split(split, ["liver", "spleen"], full=True).warnings == (nothing, "no training image shows liver")
     assert check_split(split, ["liver", "spleen"]).warnings == ("case0005 (test): the mask marks nothing",)
+
+
+def test_masks_that_may_be_inverted_are_named(pictures: Path) -> None:
+    for number in (1, 2):
+        file = pictures / f"train/masks/t{number}.png"
+        mask = np.asarray(Image.open(file))
+        save(255 - mask if number == 1 else np.full_like(mask, 255), file)
+    for full in (True, False):
+        split = image_split(pictures, selection="paper")
+        chosen = [item for item in split.train if Path(item["image"]).stem in ("t1", "t2", "t3")]
+        report = check_split(DataSplit(chosen, [], split.test, ""), ["lesion"], full)
+        (line,) = [line for line in report.warnings if "inverted" in line]
+        assert line.startswith("t1 (training), t2 (training): ")
+
+
+def test_a_turn_that_sizes_do_not_tell_is_said(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("transforms.pictures._said", set())
+    file = pictures / "train/images/t1.png"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(file).save(file, exif=exif)
+    checked(pictures)
+    assert "its EXIF orientation (3) turns or mirrors it" in caplog.text

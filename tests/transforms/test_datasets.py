@@ -349,3 +349,31 @@ def test_synapse_lists_that_are_empty_or_overlap_are_refused(synapse: Path) -> N
     (lists / "test_vol.txt").write_text("\n")
     with pytest.raises(InputError, match=r"test_vol\.txt: lists nothing"):
         synapse_split(synapse)
+
+
+def test_a_folder_may_be_called_like_the_home_folder(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = files("~/train_npz/case0005_slice000.npz", "~/test_vol_h5/case0001.npy.h5")
+    (root / "~/lists/lists_Synapse").mkdir(parents=True)
+    (root / "~/lists/lists_Synapse/train.txt").write_text("case0005_slice000\n")
+    (root / "~/lists/lists_Synapse/test_vol.txt").write_text("case0001\n")
+    monkeypatch.chdir(root)
+    split = synapse_split("~", selection="paper")
+    # MONAI would take a leading ~ for the home folder
+    assert [Path(item["image"]) for item in (*split.train, *split.test)] == [
+        root / "~/train_npz/case0005_slice000.npz",
+        root / "~/test_vol_h5/case0001.npy.h5",
+    ]
+
+
+@pytest.mark.parametrize("between", [" ", ",", "\t", "; "])
+def test_several_names_in_one_line_are_told(between: str, files: Files) -> None:
+    root = files("train_npz/case0005_slice000.npz", "train_npz/case0005_slice001.npz", "test_vol_h5/case0001.npy.h5")
+    (root / "lists/lists_Synapse").mkdir(parents=True)
+    (root / "lists/lists_Synapse/train.txt").write_text(between.join(["case0005_slice000", "case0005_slice001"]))
+    (root / "lists/lists_Synapse/test_vol.txt").write_text("case0001")
+    with pytest.raises(InputError, match="write one name in a line$"):
+        synapse_split(root, selection="paper")
+    (root / "lists/lists_Synapse/train.txt").write_text("x" * 100_000)
+    with pytest.raises(InputError, match="is listed but missing") as caught:
+        synapse_split(root, selection="paper")
+    assert len(str(caught.value)) < 1000

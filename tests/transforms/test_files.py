@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import unicodedata
+import warnings
 from collections import Counter
 from pathlib import Path
 from unittest.mock import Mock
@@ -19,9 +20,11 @@ from transforms import (
     by_name,
     case_name,
     check_output,
+    expanded,
     find_folder,
     has_suffix,
     list_files,
+    log_warnings,
     made_of,
     pair_by_name,
     pair_masks,
@@ -174,7 +177,7 @@ def test_a_folder_to_write_to_may_exist_or_not_and_stays_as_it_is(tmp_path: Path
         ("dangling", "dangling: is a link to nowhere, which does not exist; choose another folder"),
         ("dangling/results", "dangling: is a link to nowhere, which does not exist; choose another folder"),
         ("loop", "loop: is a link to loop, which does not exist; choose another folder"),
-        ("a" * 300, r"a+: cannot be written to \(File name too long\); choose another folder"),
+        ("a" * 300, r"a+…a+: cannot be written to \(File name too long\); choose another folder"),
         ("a\0b", r"a\\x00b: cannot be written to \(embedded null byte\); choose another folder"),
     ],
 )
@@ -305,3 +308,29 @@ def test_a_folder_is_found_where_archives_unpack_it(tmp_path: Path) -> None:
     (tmp_path / "again/Data").mkdir(parents=True)
     with pytest.raises(InputError, match="again.Data: is there twice: .*download.Data; leave one"):
         find_folder(tmp_path, "Data")
+
+
+def test_what_no_screen_can_hold_loses_its_middle() -> None:
+    line = str(InputError("holds " + "x" * 10**6, path="a" * 10**6, remedy="y" * 10**6))
+    assert len(line) < 2500
+    assert line.startswith("aaaa")
+    assert line.endswith("yyyy")
+    assert str(InputError("is empty", path="b" * 200)) == f"{'b' * 200}: is empty"
+
+
+def test_a_home_folder_is_meant_where_no_folder_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expanded("~/data") == "/home/me/data"
+    assert expanded("~") == "/home/me"
+    assert expanded("a/~") == "a/~"
+    (tmp_path / "~").mkdir()
+    assert expanded("~/data") == "~/data"
+
+
+def test_warnings_of_libraries_are_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        log_warnings()
+        warnings.warn("two\nlines", stacklevel=1)
+    assert [record.getMessage() for record in caplog.records] == ["UserWarning: two lines"]

@@ -183,7 +183,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "bomb": (
         "a.png",
         lambda path: path.write_bytes(png(struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0), b"\0" * 60001)),
-        "its header claims more pixels than",
+        "its header claims 3600060000 bytes of pixels, it holds 60001",
     ),
     "folder": ("a.png", lambda path: path.mkdir(), "not a readable picture \\(Is a directory\\)"),
     "missing": ("a.png", lambda path: None, "no such file"),
@@ -266,3 +266,39 @@ def test_odd_names(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(InputError) as caught:
         read_picture(f"{name}.jpg")
     assert "\n" not in str(caught.value)
+
+
+def interlaced(grey: np.ndarray, height: int) -> bytes:
+    """A PNG of Adam7's seven passes that claims a height."""
+    passes = [grey[y::down, x::across] for x, y, across, down in pictures.ADAM7]
+    rows = b"".join(b"\0" + row.tobytes() for part in passes if part.size for row in part)
+    return png(struct.pack(">IIBBBBB", grey.shape[1], height, 8, 0, 0, 0, 1), rows)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (9, 5), (16, 17)])
+def test_interlaced_pictures_hold_what_they_claim(size: tuple[int, int], tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    file = tmp_path / "a.png"
+    file.write_bytes(interlaced(grey, len(grey)))
+    assert np.array_equal(read_picture(file, "L"), grey)
+    for height in (len(grey) + 1, len(grey) - 1):
+        file.write_bytes(interlaced(grey, height))
+        with pytest.raises(InputError, match=r"a\.png: not a readable picture"):
+            read_picture(file)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
+@pytest.mark.parametrize(("wider", "higher"), [(0, 1), (0, -1), (8, 0), (-8, 0)])
+def test_a_png_that_claims_more_or_less_than_it_holds_is_refused(
+    mode: str, wider: int, higher: int, tmp_path: Path
+) -> None:
+    picture = Image.fromarray(COLOUR).resize((37, 40))
+    picture = picture.convert(mode) if mode != "I;16" else Image.fromarray(np.full((40, 37), 999, np.uint16))
+    file = tmp_path / "a.png"
+    picture.save(file)
+    assert read_picture(file).shape == (40, 37, 3)
+    content = file.read_bytes()
+    header = struct.pack(">II", 37 + wider, 40 + higher) + content[24:29]
+    file.write_bytes(content[:8] + chunk(b"IHDR", header) + content[33:])
+    with pytest.raises(InputError, match=r"its header claims \d+ bytes of pixels, it holds (more|\d+)"):
+        read_picture(file)

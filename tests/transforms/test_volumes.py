@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import logging
+import zipfile
 from collections.abc import Callable
 from itertools import permutations, product
 from pathlib import Path
@@ -662,3 +664,20 @@ def test_logging_is_quiet_about_good_files(tmp_path: Path, caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING):
         mask_of(nifti(tmp_path / "a.nii.gz", ct(), placed(DIRECTIONS["oblique"])), tmp_path)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("dataset", ["image", "label"])
+def test_noise_in_the_header_of_an_array_is_one_line(seed: int, dataset: str, tmp_path: Path) -> None:
+    arrays = {name: io.BytesIO() for name in ("image", "label")}
+    for name, stream in arrays.items():
+        np.save(stream, np.zeros((4, 5), np.float32 if name == "image" else np.uint8))
+    rng = np.random.default_rng(seed)
+    content = bytearray(arrays["image"].getvalue())
+    letters = np.frombuffer(b"(){}[]'\\\"#,:= \n\t0x\0\xff", np.uint8)
+    content[10:60] = rng.choice(letters, 50).tobytes() if seed % 2 else rng.bytes(50)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("image.npy", bytes(content))
+        archive.writestr("label.npy", arrays["label"].getvalue())
+    with pytest.raises(InputError, match=r"a\.npz: not a readable npz file"):
+        SliceReader(dataset).get_data((tmp_path / "a.npz",))

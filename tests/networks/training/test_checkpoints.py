@@ -171,7 +171,7 @@ def test_what_cannot_be_resumed_is_one_line(tmp_path: Path) -> None:
     assert message(settings={"fold": 2}, epochs=5) == line
     state = saved(path)
     torch.save({**state, "model": nn.Linear(3, 1).state_dict()}, path)
-    assert "does not continue this run (Error(s) in loading state_dict for Linear:)" in message(epochs=5)
+    assert "does not continue this run (Error(s) in loading state_dict for Linear: Unexpected key" in message(epochs=5)
     (tmp_path / "last.previous.pt").unlink()
     torch.save(nn.Linear(3, 1).state_dict(), path)
     assert message(epochs=5) == f"{path} is no run's state; no older state can be read either: start without --resume"
@@ -289,3 +289,63 @@ def test_weights_are_loaded_left_out_or_refused_in_one_line(load: Callable[..., 
     assert torch.equal(load(network, path).weight, other.weight)
     with pytest.raises(ValueError, match=r"model\.pt.*mis-shaped"):
         load(nn.Linear(2, 3), path)
+
+
+def changed(*path: Any, to: Any) -> Callable[[dict[str, Any]], Any]:
+    def change(state: dict[str, Any]) -> dict[str, Any]:
+        place: Any = state
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = to
+        return state
+
+    return change
+
+
+GROUP = ("optimizer", "param_groups", 0)
+STATES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a tensor": (lambda state: torch.zeros(3), "is no run's state"),
+    "a list": (lambda state: [state], "is no run's state"),
+    **{f"epoch {value}": (changed("position", "epoch", to=value), "is no run's state") for value in (-2, 1.5, None)},
+    "no steps": (changed("position", "steps", to=0), "is no run's state"),
+    "settings": (changed("settings", to="x"), "is no run's state"),
+    "the best": (changed("selection", "best", to=math.nan), "its best score is nan"),
+    "rate NaN": (changed(*GROUP, "lr", to=math.nan), "not finite .optimizer param_groups 0 lr."),
+    "rate below 0": (changed(*GROUP, "lr", to=-0.1), "its learning rate is -0.1"),
+    "rate a word": (changed(*GROUP, "lr", to="fast"), "its learning rate is 'fast'"),
+    "rates to come": (changed("lr_scheduler", "_last_lr", to=[math.inf]), "not finite .lr_scheduler"),
+    "momentum NaN": (changed("optimizer", "state", 0, "momentum_buffer", to=torch.tensor([[math.nan]])), "not finite"),
+    "momentum": (changed("optimizer", "state", 0, "momentum_buffer", to=torch.ones(2, 2)), "is of other weights"),
+    "no momentum": (changed("optimizer", "state", 0, to="x"), "is of other weights"),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_a_state_that_no_run_can_have_is_one_line(kind: str, tmp_path: Path) -> None:
+    change, reason = STATES[kind]
+    Run(tmp_path, [0.5])()
+    torch.save(change(saved(tmp_path / "last.pt")), tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=reason) as caught:
+        Run(tmp_path, [0.5, 0.6], resume=True)()
+    assert str(tmp_path / "last.pt") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_first_file_that_cannot_be_written_is_not_said_to_follow_one(tmp_path: Path) -> None:
+    def full(path: Path) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = Run(tmp_path, [0.5])
+    run.checkpoints.replacing = full
+    with pytest.raises(ValueError, match="No space left on device.; there is none of before: make room"):
+        run()
+
+
+def test_other_data_are_named_in_words(tmp_path: Path) -> None:
+    Run(tmp_path, [0.5], settings={"seed": 1})()
+    state = saved(tmp_path / "last.pt")
+    state["settings"]["data"] = "0123456789abcdef"
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match="other data, or with the same divided in another way: give the") as caught:
+        Run(tmp_path, [0.5, 0.6], settings={"seed": 1}, resume=True)()
+    assert "0123456789abcdef" not in str(caught.value)
