@@ -1,10 +1,8 @@
-"""What lies on disk: pairs of predictions and labels, read through the gate of `transforms`, and written results."""
+"""What lies on disk: pairs of predictions and labels, read through the gate of `transforms`."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import math
 import multiprocessing
 import os
@@ -13,17 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from evaluation.cases import Case, Measuring, class_maps, largest_components, measure
-from evaluation.html import page
 from evaluation.overlay import thumbnail
-from evaluation.scores import FORMAT, Row, Summary
 from transforms import (
     PICTURE_SUFFIXES,
     VOLUME_SUFFIXES,
@@ -41,13 +36,11 @@ from transforms import (
     read_picture,
     read_volume,
     reoriented,
-    replacing,
     stem,
 )
 
 # Where the cases would take longer than this in one process, the others are started.
 WORTH_SECONDS = 20.0
-REPORT = "report.html"
 # What is as bright is white, but for JPEG.
 BRIGHT = 192
 
@@ -101,21 +94,6 @@ class Measured:
     label: int
     levels: tuple[int | None, int | None] = (None, None)
     picture: bytes = b""
-
-
-@dataclass(frozen=True)
-class Results:
-    """A result folder: of its summary what must agree to compare, and the rows of `metrics.csv`."""
-
-    folder: Path
-    kind: str
-    title: str
-    selection: str
-    postprocess: str
-    classes: tuple[str, ...]
-    rules: Mapping[str, str]
-    labels: Mapping[str, str]
-    rows: tuple[Mapping[str, str], ...]
 
 
 def is_volume(path: Path) -> bool:
@@ -296,85 +274,6 @@ def check_levels(measured: Iterable[Measured]) -> None:
                 f"the {what} hold {', '.join(map(str, levels))} beside the background: that looks like several classes",
                 remedy="name them with --classes, and say which number is which class with --label-map",
             )
-
-
-def write_results(
-    directory: str | Path, summary: Summary, rows: Sequence[Row], pictures: Mapping[str, bytes] | None = None
-) -> None:
-    """Write `metrics.csv`, where an empty field is a value that is not defined, `summary.json` and `report.html`.
-
-    docs/formats.md describes the first two. `pictures` of cases are for the page, by the cases' names.
-    """
-    folder = Path(directory)
-    lines = [row.cells() for row in rows]
-    with replacing(folder / "metrics.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]) if lines else ["case"])
-        writer.writeheader()
-        writer.writerows({key: "" if value != value else value for key, value in line.items()} for line in lines)
-    with replacing(folder / "summary.json") as path:
-        path.write_text(json.dumps(as_dict(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    with replacing(folder / REPORT) as path:
-        path.write_text(page(summary, rows, pictures), encoding="utf-8")
-
-
-def as_dict(summary: Summary) -> dict[str, Any]:
-    """What `summary.json` holds: the summary, metrics and counts of a class side by side."""
-    found = asdict(summary)
-    for protocol in found["protocols"].values():
-        for result in protocol["classes"].values():
-            result |= result.pop("metrics")
-        for count in ("missed", "false_alarms", "absent"):
-            protocol["mean"][count] = sum(result[count] for result in protocol["classes"].values())
-    return found
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """What `summary.json` in a result folder holds.
-
-    Raises:
-        InputError: when there is none, or none of this format.
-    """
-    path = folder / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(
-            "does not exist", path=path, remedy="evaluate that run first, with this --output_dir"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"not a readable summary ({error})", path=path) from error
-    if not isinstance(summary, dict) or summary.get("format") != FORMAT:
-        raise InputError(f"no summary of format {FORMAT}", path=path, remedy="evaluate that run again")
-    return summary
-
-
-def read_results(folder: Path) -> Results:
-    """A result folder.
-
-    Raises:
-        InputError: when a file is missing, or of another format.
-    """
-    summary = read_summary(folder)
-    path = folder / "metrics.csv"
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = tuple(csv.DictReader(file))
-    except OSError as error:
-        raise InputError(f"not readable ({error.strerror})", path=path, remedy="evaluate that run again") from error
-    if {row.get("format") for row in rows} - {str(FORMAT)}:
-        raise InputError(f"not of format {FORMAT}", path=path, remedy="evaluate that run again")
-    rules = {name: protocol["rules"] for name, protocol in summary["protocols"].items()}
-    return Results(
-        folder,
-        summary["kind"],
-        summary["title"],
-        summary["selection"],
-        summary["postprocess"],
-        tuple(summary["classes"]),
-        rules,
-        summary["labels"],
-        rows,
-    )
 
 
 def numbers(words: Sequence[str], what: str) -> Iterator[tuple[str, float]]:

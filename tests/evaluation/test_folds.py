@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.files import write_results
 from evaluation.folds import main, summarise
+from evaluation.results import write_results
 from evaluation.scores import ImageScores
 
 PUBLISHED = {"name": "as published", "iou": 71.56, "iou_sd": 2.43}
@@ -57,9 +57,16 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b: selection 'the loss' differs from 'IoU'"):
         summarise([tmp_path / "a", tmp_path / "b"])
     (tmp_path / "c").mkdir()
-    (tmp_path / "c/summary.json").write_text('{"format": 1, "kind": "volumes"}')
-    with pytest.raises(ValueError, match="no summary of an evaluation of single images"):
-        summarise([tmp_path / "c"])
+    summary = json.loads((tmp_path / "a/summary.json").read_text())
+    for change, message in (
+        ({"kind": "volumes"}, "no summary of an evaluation of single images"),
+        ({"protocols": 7}, r"summary.json: not what an evaluation writes"),
+        ({"protocols": {"pooled": {}}}, "summary.json: lacks 'classes'; evaluate that run again"),
+        ({"published": {"nmae": "x"}}, "not what an evaluation writes .*nmae"),
+    ):
+        (tmp_path / "c/summary.json").write_text(json.dumps(summary | change))
+        with pytest.raises(ValueError, match=message):
+            summarise([tmp_path / "c"])
     (tmp_path / "c/summary.json").write_text('{"protocols": {}}')
     with pytest.raises(ValueError, match="no summary of format 1; evaluate that run again"):
         summarise([tmp_path / "c"])

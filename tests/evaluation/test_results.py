@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.files import read_results, write_results
+from evaluation.results import read_results, write_results
 from evaluation.scores import FORMAT, ImageScores, Scores, VolumeScores
 from tests.helpers import rows_of
 
@@ -63,7 +63,7 @@ def test_files_hold_what_formats_md_says(kind: type[Scores], tmp_path: Path) -> 
 
 def test_results_of_another_format_are_refused(tmp_path: Path) -> None:
     written(tmp_path, ImageScores(["a", "b"]))
-    assert read_results(tmp_path).classes == ("a", "b")
+    assert read_results(tmp_path).summary.classes == ("a", "b")
     lines = (tmp_path / "metrics.csv").read_text()
     (tmp_path / "metrics.csv").write_text(lines.replace(f",{FORMAT}\n", ",0\n"))
     with pytest.raises(ValueError, match="not of format"):
