@@ -151,6 +151,8 @@ def _svg(
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     # what browsers know without it
     svg = re.sub(r'\s(xmlns:xlink|xmlns|version)="[^"]*"', "", svg).replace("xlink:href", "href")
+    # links lead to the same page, not to a copy of it in another window
+    svg = svg.replace(' target="_blank"', "")
     # the page's own ink, in dark mode too
     svg = svg.replace("#000000", "currentColor").replace("<text ", '<text fill="currentColor" ')
     # ids are of the whole page; those of cases stand outside

@@ -32,12 +32,14 @@ summary { cursor: zoom-in; list-style: none; } summary::-webkit-details-marker {
 summary img { display: block; height: 9rem; max-width: 100%; object-fit: contain; }
 summary.pair { display: flex; gap: .4rem; } summary.pair img { width: 50%; min-width: 0; flex: 1 1 0; }
 .card:has(details[open]) { grid-column: 1 / -1; } details[open] img { width: 100%; height: auto; max-width: 40rem; }
-.tables { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start; } .tables .scroll { max-width: 100%; }
+.tables { display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: flex-start; } .tables .scroll { max-width: 100%; }
+.tables th, .tables td { padding: .2rem .4rem; }
 @media print { :root { color-scheme: light; --ink: #000; --paper: #fff; --soft: #333; --line: #888; --link: #000; }
   body { padding: 0; font-size: .8rem; } h2, h3, h4, caption { break-after: avoid; } nav { display: none; }
   .card, figure, tr { break-inside: avoid; } .plots, .tables { display: block; } .scroll { overflow: visible; }
   figure { display: inline-block; vertical-align: top; } .cards { grid-template-columns: repeat(3, 1fr); }
-  .card { padding: .3rem; } figure svg { max-width: 100%; } th, td { padding: .1rem .35rem; font-size: .68rem; white-space: normal; }
+  .card { padding: .3rem; } figure svg { max-width: 100%; }
+  th, td { padding: .1rem .35rem; font-size: .68rem; white-space: normal; }
   td span { font-size: .62rem; } summary img { max-width: 100%; } }
 </style>
 </head>
@@ -169,7 +171,7 @@ over the classes of one metric.</p>
 {% for table in part.tables %}
 <div class="scroll" tabindex="0" role="region" aria-label="differences{{ table.name }}"><table>
 <caption>{{ table.caption }}</caption>
-<thead><tr><th scope="col">{{ table.head }}</th><th scope="col">mean difference</th><th scope="col">N</th>
+<thead><tr><th scope="col">{{ table.head }}</th><th scope="col">difference</th><th scope="col">N</th>
 <th scope="col">p</th><th scope="col">p (Holm)</th><th scope="col">better</th><th scope="col">worse</th></tr></thead>
 <tbody>
 {% for line in table.lines %}
