@@ -24,7 +24,7 @@ from monai.utils import ensure_tuple
 
 from bundles.settings import RULES, TRACKING, checked, refuse_unknown, with_values
 from networks.training.log import remember_log
-from transforms import InputError, check_output
+from transforms import InputError, check_output, error_chain
 
 # The folders that a run writes to.
 WRITTEN = {"training": ("ckpt_dir", "log_dir"), "evaluating": ("output_dir",), "inferring": ("output_dir",)}
@@ -165,7 +165,7 @@ def one_line(error: BaseException) -> str | None:
     """
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    for one in _chain(error):
+    for one in error_chain(error):
         text = str(one)
         if isinstance(one, InputError) or (isinstance(one, ValueError | OSError) and _raised_here(one)):
             # torch hands over what a worker raised as text that ends with it
@@ -214,14 +214,6 @@ def _of_configuration(error: BaseException) -> str | None:
     if isinstance(error, ValueError) and text.startswith("run ID "):
         return f"{text.removesuffix('.')} (training, evaluating, inferring and exporting are in different files)"
     return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _raised_here(error: BaseException) -> bool:

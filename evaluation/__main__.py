@@ -35,6 +35,7 @@ from evaluation.files import (
     measure_files,
     numbers,
     pair_files,
+    with_images,
 )
 from evaluation.results import (
     COMPARISON_FILE,
@@ -145,7 +146,8 @@ def evaluate(options: argparse.Namespace) -> tuple[Scores | None, list[str], dic
     each = tolerances_of(names, {name: default for name in names} | tolerances if tolerances else default)
     measuring = Measuring(each, options.engine, options.postprocess)
 
-    found = measure_files(pairing.pairs, reading, measuring, options.jobs)
+    pairs = with_images(pairing.pairs, options.images) if options.images else pairing.pairs
+    found = measure_files(pairs, reading, measuring, options.jobs)
     measured = {file: one for file, one in found.items() if isinstance(one, Measured)}
     failures = {file: one for file, one in found.items() if isinstance(one, str)} | dict(pairing.unmatched)
     if not measured:
@@ -227,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--engine", choices=["fast", "medpy"], default="fast", help="what computes (%(default)s)")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes (as many as pay)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write metrics.csv, summary.json, report.html there")
+    parser.add_argument("--images", type=Path, metavar="PATH", help="file or folder of the images, to show on the page")
     parser.add_argument("--title", default="", help="heading of the table")
     parser.add_argument("--selection", default="", help="how the model was selected, for the record")
     options = parser.parse_args(words)

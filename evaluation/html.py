@@ -279,7 +279,7 @@ def _difference_plots(comparison: Comparison, prefix: str, linked: set[str]) -> 
         title, factor, more = _title(one.metric, unit), heads[one.metric][1], heads[one.metric][2]
         if one.mean is None or (several and one.metric not in PLOTTED[comparison.kind]):
             continue
-        ends = (one.mean, one.mean) if one.low is None or one.high is None else (one.low, one.high)
+        ends = (math.nan, math.nan) if one.low is None or one.high is None else (one.low, one.high)
         axis = title if several or not more else "% points"
         name = one.structure if several else title
         groups.setdefault((axis, more), []).append(Interval(name, one.mean * factor, *(end * factor for end in ends)))

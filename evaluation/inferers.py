@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor
 from tqdm import tqdm
 
-from transforms import InputError, spline_zoom
+from transforms import InputError, error_chain, spline_zoom
 
 logger = logging.getLogger(__name__)
 
@@ -203,8 +203,6 @@ class FileEvaluator(SupervisedEvaluator):
         return []
 
 
-def _input_error(error: BaseException | None) -> InputError | None:
+def _input_error(error: BaseException) -> InputError | None:
     """The `InputError` behind what a transform raised."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__ or error.__context__
-    return error
+    return next((one for one in error_chain(error) if isinstance(one, InputError)), None)

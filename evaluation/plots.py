@@ -19,7 +19,7 @@ LONGEST = 26
 
 
 class Interval(NamedTuple):
-    """A mean with the ends of its interval."""
+    """A mean with the ends of its interval, NaN where there is none."""
 
     name: str
     mean: float
@@ -127,7 +127,7 @@ def scatter_plot(title: str, points: Sequence[Point], prefix: str) -> str:
                 text.set_parse_math(False)
 
     classes = len({point.structure for point in points})
-    below = 0.5 + (0.2 + 0.17 * (classes + 1) // 2 if classes > 1 else 0.0)
+    below = 0.5 + (0.2 + 0.17 * ((classes + 1) // 2) if classes > 1 else 0.0)
     tall = below + 3.1
     return _svg(draw, (3.7, tall), (0.6 / 3.7, below / tall, 3.0 / 3.7, 3.0 / tall), prefix)
 
@@ -154,6 +154,10 @@ def _svg(
     # links lead to the same page, not to a copy of it in another window
     svg = svg.replace(' target="_blank"', "")
     # the page's own ink, in dark mode too
-    svg = svg.replace("#000000", "currentColor").replace("<text ", '<text fill="currentColor" ')
+    svg = (
+        svg.replace("#000000", "currentColor")
+        .replace(COLOUR, "var(--dot)")
+        .replace("<text ", '<text fill="currentColor" ')
+    )
     # ids are of the whole page; those of cases stand outside
     return re.sub(r'(id="|href="#|url\(#)(?!case-|c\d+-case-)', rf"\g<1>{prefix}-", svg)

@@ -21,6 +21,7 @@ from transforms import InputError, replacing
 
 METRICS_FILE, SUMMARY_FILE, REPORT = "metrics.csv", "summary.json", "report.html"
 COMPARISON_FILE, COMPARISON_PAGE = "comparison.json", "comparison.html"
+PROTOCOLS = {"volumes": {"strict", "paper"}, "images": {"per image", "pooled", "threshold", "surface"}}
 COUNTS = ("missed", "false_alarms", "absent")
 
 
@@ -105,7 +106,12 @@ def _summary(found: Mapping[str, Any]) -> Summary:
         }
         mean = {key: MeanOfClasses(**_numbers(value)) for key, value in protocol["mean"].items() if key not in COUNTS}
         protocols[name] = Protocol(str(protocol["rules"]), str(protocol["distance_unit"]), classes, mean)
+    if set(protocols) != PROTOCOLS[found["kind"]]:
+        raise ValueError(f"protocols {', '.join(protocols)}")
     changed = {
+        "cases": int(found["cases"]),
+        "failures": dict(found["failures"]),
+        "versions": dict(found["versions"]),
         "classes": tuple(found["classes"]),
         "files": tuple(found["files"]),
         "labels": dict(found["labels"]),
@@ -143,9 +149,10 @@ def read_results(folder: Path) -> Results:
         raise InputError(f"lacks the column {error}", path=path, remedy="evaluate that run again") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"not what an evaluation writes ({error})", path=path) from error
-    if {(row.case, row.structure) for row in rows} != {
-        (case, name) for case in summary.labels for name in summary.classes
-    }:
+    protocols = ("strict", "paper") if summary.kind == "volumes" else ("",)
+    expected = {(case, name, one) for case in summary.labels for name in summary.classes for one in protocols}
+    found = [(row.case, row.structure, getattr(row.score, "protocol", "")) for row in rows]
+    if set(found) != expected or len(found) != len(expected):
         raise InputError(f"holds other cases than {SUMMARY_FILE}", path=path, remedy="evaluate that run again")
     return Results(folder, summary, rows)
 

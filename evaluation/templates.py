@@ -9,9 +9,11 @@ BASE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-:root { color-scheme: light dark; --ink: #1b1d21; --paper: #fff; --soft: #5c6470; --line: #cdd2d9; --link: #1a5fa8; }
+:root { color-scheme: light dark; --ink: #1b1d21; --paper: #fff; --soft: #5c6470; --line: #cdd2d9; --link: #1a5fa8;
+  --dot: #2a6fbb; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e8eaed; --paper: #14161a; --soft: #a4acb8; --line: #3b414b; --link: #8ab8f0; } }
+  :root { --ink: #e8eaed; --paper: #14161a; --soft: #a4acb8; --line: #3b414b; --link: #8ab8f0;
+  --dot: #6fb1ff; } }
 body { margin: 0 auto; padding: 1rem; max-width: 68rem; font: 1rem/1.5 system-ui, sans-serif;
   color: var(--ink); background: var(--paper); overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
@@ -33,13 +35,15 @@ summary img { display: block; height: 9rem; max-width: 100%; object-fit: contain
 summary.pair { display: flex; gap: .4rem; } summary.pair img { width: 50%; min-width: 0; flex: 1 1 0; }
 .card:has(details[open]) { grid-column: 1 / -1; } details[open] img { width: 100%; height: auto; max-width: 40rem; }
 .tables { display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: flex-start; } .tables .scroll { max-width: 100%; }
-.tables th, .tables td { padding: .2rem .4rem; }
-@media print { :root { color-scheme: light; --ink: #000; --paper: #fff; --soft: #333; --line: #888; --link: #000; }
+.tables th, .tables td, .card th, .card td { padding: .2rem .4rem; }
+@media print { :root { color-scheme: light; --ink: #000; --paper: #fff; --soft: #333; --line: #888; --link: #000;
+  --dot: #333; }
   body { padding: 0; font-size: .8rem; } h2, h3, h4, caption { break-after: avoid; } nav { display: none; }
   .card, figure, tr { break-inside: avoid; } .plots, .tables { display: block; } .scroll { overflow: visible; }
-  figure { display: inline-block; vertical-align: top; } .cards { grid-template-columns: repeat(3, 1fr); }
+  figure { display: inline-block; vertical-align: top; } .cards { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .card { padding: .3rem; } figure svg { max-width: 100%; }
-  th, td { padding: .1rem .35rem; font-size: .68rem; white-space: normal; }
+  th, td { padding: .1rem .35rem; font-size: .68rem; white-space: normal;
+    overflow-wrap: anywhere; }
   td span { font-size: .62rem; } summary img { max-width: 100%; } }
 </style>
 </head>

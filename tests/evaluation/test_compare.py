@@ -18,6 +18,7 @@ from evaluation.results import read_results, write_results
 from evaluation.scores import ImageScores, Scores, VolumeScores
 from evaluation.tables import comparison_table
 from tests.evaluation.test_scores import label_map
+from transforms import InputError
 
 CASES = 14
 
@@ -145,6 +146,35 @@ def test_post_processing_and_engine_may_differ_and_are_said(tmp_path: Path) -> N
     second = write(tmp_path / "B", 0.2, VolumeScores(["a", "b"], measuring=Measuring((2.0,), "medpy", "largest")))
     (found,) = compare([read_results(first), read_results(second)])
     assert f"{second}: post-processed, largest component of each class" in comparison_table(found)
+
+
+def shifted(spacings: list[tuple[float, ...] | None], shift: int) -> VolumeScores:
+    scores = VolumeScores(["a"])
+    label = label_map(0, (4, 16, 16), 1)
+    for case, spacing in enumerate(spacings):
+        scores.add(str(case), np.roll(label, shift, 2), label, spacing)
+    return scores
+
+
+def test_other_voxel_sizes_are_refused_and_units_are_not_mixed(tmp_path: Path) -> None:
+    sizes: dict[str, list[tuple[float, ...] | None]] = {
+        "none": [None, None], "mm": [(3, 1, 1), (3, 1, 1)], "others": [(3, 1, 1), (2, 1, 1)],
+        "mixed": [(3, 1, 1), None],
+    }  # fmt: skip
+    for name, spacings in sizes.items():
+        for shift in (1, 2):
+            scores = shifted(spacings, shift)
+            write_results(tmp_path / f"{name}{shift}", scores.summary(), scores.rows())
+    results = {path.name: read_results(path) for path in tmp_path.iterdir()}
+    for other, what in (("none2", "voxel sizes of 0, 1"), ("others2", "voxel sizes of 1"), ("mixed2", "rules")):
+        with pytest.raises(InputError, match=f"other {what}"):
+            compare([results["mm1"], results[other]])
+    (mixed,), (none,) = (compare([results[f"{name}1"], results[f"{name}2"]]) for name in ("mixed", "none"))
+    counts = {one.metric: one.n for one in mixed.differences}
+    assert (mixed.unit, counts["dice"], counts["hd95"]) == ("mm", 2, 1)
+    assert (none.unit, {one.metric: one.n for one in none.differences}["hd95"]) == ("voxels", 2)
+    with pytest.raises(InputError, match="named twice"):
+        compare([results["mm1"], results["mm1"]])
 
 
 def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from evaluation.folds import main, summarise
 from evaluation.results import write_results
-from evaluation.scores import ImageScores
+from evaluation.scores import ImageScores, VolumeScores
 
 PUBLISHED = {"name": "as published", "iou": 71.56, "iou_sd": 2.43}
 
@@ -24,6 +24,12 @@ def write_run(folder: Path, seed: int, images: int, **options: object) -> list[f
         iou.append(((predicted & true).sum() + 1e-5) / ((predicted | true).sum() + 1e-5))
     write_results(folder, scores.summary(), scores.rows())
     return iou
+
+
+def write_volumes(folder: Path) -> None:
+    scores = VolumeScores(["liver"])
+    scores.add("a", np.ones((2, 3, 4), int), np.ones((2, 3, 4), int))
+    write_results(folder, scores.summary(), scores.rows())
 
 
 def test_every_run_counts_once_whatever_its_number_of_images(
@@ -58,8 +64,11 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         summarise([tmp_path / "a", tmp_path / "b"])
     (tmp_path / "c").mkdir()
     summary = json.loads((tmp_path / "a/summary.json").read_text())
+    write_volumes(tmp_path / "v")
+    with pytest.raises(ValueError, match="no summary of an evaluation of single images"):
+        summarise([tmp_path / "v"])
     for change, message in (
-        ({"kind": "volumes"}, "no summary of an evaluation of single images"),
+        ({"kind": "volumes"}, "not what an evaluation writes"),
         ({"protocols": 7}, r"summary.json: not what an evaluation writes"),
         ({"protocols": {"pooled": {}}}, "summary.json: lacks 'classes'; evaluate that run again"),
         ({"published": {"nmae": "x"}}, "not what an evaluation writes .*nmae"),
