@@ -33,7 +33,7 @@ from bundles.settings import (
     with_values,
 )
 from networks.training.log import remember_log
-from transforms import InputError, check_output, log_warnings, printable, shortened
+from transforms import InputError, check_output, error_chain, log_warnings, printable, shortened
 
 # The folders that a run writes to.
 WRITTEN = {"training": ("ckpt_dir", "log_dir"), "evaluating": ("output_dir",), "inferring": ("output_dir",)}
@@ -197,7 +197,7 @@ def one_line(error: BaseException) -> str | None:
     """
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    for one in _chain(error):
+    for one in error_chain(error):
         text = str(one)
         if isinstance(one, InputError) or (isinstance(one, ValueError | OSError) and _raised_here(one)):
             # torch hands over what a worker raised as text that ends with it
@@ -279,14 +279,6 @@ def _sections(error: BaseException) -> list[str]:
             return list(workflow.parser.get())
         trace = trace.tb_next
     return []
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _raised_here(error: BaseException) -> bool:

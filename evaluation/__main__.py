@@ -23,11 +23,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evaluation import assemble, compare
+from evaluation import assemble
 from evaluation.assemble import parse_label_map
 from evaluation.cases import Measuring
+from evaluation.compare import compare
 from evaluation.files import (
-    REPORT,
     Measured,
     Reading,
     check_levels,
@@ -35,15 +35,23 @@ from evaluation.files import (
     measure_files,
     numbers,
     pair_files,
+    with_images,
+)
+from evaluation.results import (
+    COMPARISON_FILE,
+    COMPARISON_PAGE,
+    METRICS_FILE,
+    REPORT,
+    SUMMARY_FILE,
+    read_results,
+    write_comparisons,
     write_results,
 )
 from evaluation.scores import ImageScores, Scores, VolumeScores, tolerances_of
-from evaluation.tables import table
+from evaluation.tables import comparison_table, table
 from transforms import BTCV_IDS, SYNAPSE_CLASSES, InputError, check_output, log_warnings
 
 logger = logging.getLogger(__name__)
-
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"compare": compare.main, "assemble": assemble.main}
 
 
 def label_ids(words: Sequence[str]) -> tuple[int, ...]:
@@ -138,7 +146,8 @@ def evaluate(options: argparse.Namespace) -> tuple[Scores | None, list[str], dic
     each = tolerances_of(names, {name: default for name in names} | tolerances if tolerances else default)
     measuring = Measuring(each, options.engine, options.postprocess)
 
-    found = measure_files(pairing.pairs, reading, measuring, options.jobs)
+    pairs = with_images(pairing.pairs, options.images) if options.images else pairing.pairs
+    found = measure_files(pairs, reading, measuring, options.jobs)
     measured = {file: one for file, one in found.items() if isinstance(one, Measured)}
     failures = {file: one for file, one in found.items() if isinstance(one, str)} | dict(pairing.unmatched)
     if not measured:
@@ -163,6 +172,35 @@ def evaluate(options: argparse.Namespace) -> tuple[Scores | None, list[str], dic
     scores.failures.update(failures)
     pictures = {name: measured[file].picture for file, name in scores.names().items()}
     return scores, list(failures.values()), pictures
+
+
+def compare_main(arguments: Sequence[str]) -> None:
+    """The command `python -m evaluation compare`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation compare",
+        description="What each of several evaluations of the same cases changed: mean differences with intervals, "
+        "Wilcoxon's signed-rank test with Holm's correction over the classes, and the cases that changed most. "
+        "Evaluations of other cases, against other labels or under other rules are refused.",
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="what an evaluation wrote; first the one "
+                        "that the others are compared with")  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write comparison.json, comparison.html there")
+    options = parser.parse_args(arguments)
+    try:
+        if options.output:
+            check_output(options.output)
+        results = [read_results(folder) for folder in options.folders]
+        comparisons = compare(results)
+        if options.output:
+            write_comparisons(options.output, comparisons, results)
+        print("\n".join(map(comparison_table, comparisons)))
+        if options.output:
+            print(f"\nwritten: {options.output / COMPARISON_FILE}, {options.output / COMPARISON_PAGE}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"compare": compare_main, "assemble": assemble.main}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -193,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--engine", choices=["fast", "medpy"], default="fast", help="what computes (%(default)s)")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes (as many as pay)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write metrics.csv, summary.json, report.html there")
+    parser.add_argument("--images", type=Path, metavar="PATH", help="file or folder of the images, to show on the page")
     parser.add_argument("--title", default="", help="heading of the table")
     parser.add_argument("--selection", default="", help="how the model was selected, for the record")
     options = parser.parse_args(words)
@@ -204,10 +243,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scores, failures, pictures = evaluate(options)
         if scores and scores.cases:
             summary = scores.summary()
-            print(table(summary))
             if options.output:
                 write_results(options.output, summary, scores.rows(), pictures)
-                written = ", ".join(str(options.output / name) for name in ("metrics.csv", "summary.json", REPORT))
+            print(table(summary))
+            if options.output:
+                written = ", ".join(str(options.output / name) for name in (METRICS_FILE, SUMMARY_FILE, REPORT))
                 print(f"\nwritten: {written}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -171,7 +171,8 @@ def _medpy(
 def largest_components(labels: NDArray[Any], classes: int) -> NDArray[Any]:
     """A label map with the largest connected component of each class, neighbours over edges and corners included.
 
-    As MONAI's `KeepLargestConnectedComponent`, which needs scikit-image.
+    As MONAI's `KeepLargestConnectedComponent`, which asks scikit-image to be installed. Of several largest ones the
+    first stays; there it is any.
 
     Example:
         >>> largest_components(np.array([1, 0, 1, 1, 2, 0, 2]), classes=2)

@@ -1,10 +1,8 @@
-"""What lies on disk: pairs of predictions and labels, read through the gate of `transforms`, and written results."""
+"""What lies on disk: pairs of predictions and labels, read through the gate of `transforms`."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import math
 import multiprocessing
 import os
@@ -13,17 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from evaluation.cases import Case, Measuring, class_maps, largest_components, measure
-from evaluation.html import page
 from evaluation.overlay import thumbnail
-from evaluation.scores import FORMAT, Row, Summary
 from transforms import (
     PICTURE_SUFFIXES,
     VOLUME_SUFFIXES,
@@ -42,23 +37,24 @@ from transforms import (
     read_picture,
     read_volume,
     reoriented,
-    replacing,
+    same_letters,
     stem,
 )
+from transforms.volumes import Volume
 
 # Where the cases would take longer than this in one process, the others are started.
 WORTH_SECONDS = 20.0
-REPORT = "report.html"
 # What is as bright is white, but for JPEG.
 BRIGHT = 192
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prediction and the files of its label, of which there may be several for one picture."""
+    """A prediction and the files of its label, of which there may be several for one picture; the image if known."""
 
     prediction: Path
     labels: tuple[Path, ...]
+    image: Path | None = None
 
     @property
     def file(self) -> str:
@@ -102,21 +98,6 @@ class Measured:
     label: int
     levels: tuple[int | None, int | None] = (None, None)
     picture: bytes = b""
-
-
-@dataclass(frozen=True)
-class Results:
-    """A result folder: of its summary what must agree to compare, and the rows of `metrics.csv`."""
-
-    folder: Path
-    kind: str
-    title: str
-    selection: str
-    postprocess: str
-    classes: tuple[str, ...]
-    rules: Mapping[str, str]
-    labels: Mapping[str, str]
-    rows: tuple[Mapping[str, str], ...]
 
 
 def is_volume(path: Path) -> bool:
@@ -197,6 +178,30 @@ def _masks_alone(files: Sequence[Path], passed: Counter[str]) -> list[Path]:
     return [file for file in files if file not in by_products and file not in images]
 
 
+def with_images(pairs: Sequence[Pair], images: Path) -> tuple[Pair, ...]:
+    """The pairs with the image of each, found by the label's name, where there is one.
+
+    Raises:
+        InputError: when the path does not exist or has no such files, two have one name, or none fits.
+    """
+    suffixes = VOLUME_SUFFIXES if is_volume(pairs[0].labels[0]) else PICTURE_SUFFIXES
+    files = list_files(images, suffixes, recursive=True)
+    if not files:
+        raise InputError(f"is or holds no {', '.join(suffixes)} file", path=images)
+    labels = {file for pair in pairs for file in pair.labels}
+    names = {case_name(file) for file in labels}
+    # masks may lie among the images: an image's own name is that of the case
+    plain = [file for file in files if file not in labels and case_name(file) in names]
+    own = [file for file in plain if stem(file) in names] or plain
+    known = by_name(own, case_name)
+    if images.is_file() and len(pairs) == 1:
+        return (replace(pairs[0], image=images),)
+    found = tuple(replace(pair, image=known.get(same_letters(case_name(pair.labels[0])))) for pair in pairs)
+    if not any(pair.image for pair in found):
+        raise InputError(f"no image of the same name for {pairs[0].labels[0]}", path=images)
+    return found
+
+
 def measure_files(
     pairs: Sequence[Pair], reading: Reading, measuring: Measuring, jobs: int | None = None
 ) -> dict[str, Measured | str]:
@@ -243,7 +248,7 @@ def _cores() -> int:
 
 def _measure_pair(pair: Pair, reading: Reading, measuring: Measuring) -> Measured | str:
     try:
-        predicted, true, spacing = read_pair(pair, reading)
+        predicted, true, spacing, image = read_pair(pair, reading)
         classes = reading.classes or max(int(predicted.max(initial=0)), int(true.max(initial=0)), 1)
         if reading.label_ids and int(predicted.max(initial=0)) > classes:
             raise InputError(
@@ -257,7 +262,7 @@ def _measure_pair(pair: Pair, reading: Reading, measuring: Measuring) -> Measure
         if not (reading.classes or reading.label_map or is_volume(pair.prediction)):
             levels = _level([pair.prediction], predicted), _level(pair.labels, true)
         shown = largest_components(predicted, classes) if measuring.postprocess == "largest" else predicted
-        picture = thumbnail(None, shown, true, spacing)
+        picture = thumbnail(image, shown, true, spacing)
         return Measured(case, int(predicted.max(initial=0)), int(true.max(initial=0)), levels, picture)
     except (ValueError, OSError) as error:
         return str(error)
@@ -265,32 +270,52 @@ def _measure_pair(pair: Pair, reading: Reading, measuring: Measuring) -> Measure
         return f"{printable(pair.file)}: there is not enough memory for it"
 
 
-def read_pair(pair: Pair, reading: Reading) -> tuple[np.ndarray, np.ndarray, Sequence[float] | None]:
-    """(Prediction, label, voxel size in mm where it is known) as class indices; volumes in the orientation SPL.
+def read_pair(pair: Pair, reading: Reading) -> tuple[np.ndarray, np.ndarray, Sequence[float] | None, np.ndarray | None]:
+    """(Prediction, label, voxel size in mm where it is known, image where there is one), masks as class indices.
+
+    Volumes are in the orientation SPL, pictures have their channels first.
 
     Raises:
-        ValueError: when a file cannot be read, or the two do not lie on one grid.
+        ValueError: when a file cannot be read, or the files do not lie on one grid.
     """
     if not is_volume(pair.labels[0]):
         options = reading.label_map or None, max(1, reading.classes)
-        return read_mask(pair.prediction, *options), merged_masks(pair.labels, *options), None
+        true = merged_masks(pair.labels, *options)
+        picture = None if pair.image is None else np.moveaxis(read_picture(pair.image), -1, 0)
+        if picture is not None and picture.shape[1:] != true.shape:
+            raise InputError(f"shape {picture.shape[1:]}, but {pair.labels[0]} has {true.shape}", path=pair.image)
+        return read_mask(pair.prediction, *options), true, None, picture
     file, label_file = pair.prediction, pair.labels[0]
     prediction, label = read_volume(file, "label"), reoriented(read_volume(label_file, "label"))
     turned = reoriented(prediction)
-    predicted: np.ndarray | None = turned.array
-    # Where a file does not say where it lies, nothing but the shapes can be compared.
-    if prediction.geometry == label.geometry == "file":
-        predicted = on_grid(prediction.array, prediction.affine, label.affine, label.array.shape)
-    if predicted is None and sorted(turned.array.shape) == sorted(label.array.shape):
-        raise InputError(f"lies elsewhere in space than {label_file}: their affines differ", path=file)
-    if predicted is None or predicted.shape != label.array.shape:
-        raise InputError(f"shape {turned.array.shape}, but {label_file} has {label.array.shape}", path=file)
+    predicted = _on_grid_of(label, label_file, prediction, file)
+    image = None
+    if pair.image is not None:
+        image = _on_grid_of(label, label_file, read_volume(pair.image, "image", assume_hu=True), pair.image)
     true = label.array
     if reading.label_ids:
         true = np.zeros_like(label.array)
         for index, number in enumerate(reading.label_ids, 1):
             true[label.array == number] = index
-    return predicted, true, label.spacing_mm or turned.spacing_mm or reading.spacing_mm
+    return predicted, true, label.spacing_mm or turned.spacing_mm or reading.spacing_mm, image
+
+
+def _on_grid_of(label: Volume, label_file: Path, volume: Volume, file: Path) -> np.ndarray:
+    """A volume's array on the grid of the label.
+
+    Raises:
+        InputError: when it lies on another one.
+    """
+    turned = reoriented(volume).array
+    found: np.ndarray | None = turned
+    # where a file does not say where it lies, nothing but the shapes can be compared
+    if volume.geometry == label.geometry == "file":
+        found = on_grid(volume.array, volume.affine, label.affine, label.array.shape)
+    if found is None and sorted(turned.shape) == sorted(label.array.shape):
+        raise InputError(f"lies elsewhere in space than {label_file}: their affines differ", path=file)
+    if found is None or found.shape != label.array.shape:
+        raise InputError(f"shape {turned.shape}, but {label_file} has {label.array.shape}", path=file)
+    return found
 
 
 def _level(files: Sequence[Path], mask: np.ndarray) -> int | None:
@@ -315,85 +340,6 @@ def check_levels(measured: Iterable[Measured]) -> None:
                 f"the {what} hold {', '.join(map(str, levels))} beside the background: that looks like several classes",
                 remedy="name them with --classes, and say which number is which class with --label-map",
             )
-
-
-def write_results(
-    directory: str | Path, summary: Summary, rows: Sequence[Row], pictures: Mapping[str, bytes] | None = None
-) -> None:
-    """Write `metrics.csv`, where an empty field is a value that is not defined, `summary.json` and `report.html`.
-
-    docs/formats.md describes the first two. `pictures` of cases are for the page, by the cases' names.
-    """
-    folder = Path(directory)
-    lines = [row.cells() for row in rows]
-    with replacing(folder / "metrics.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]) if lines else ["case"])
-        writer.writeheader()
-        writer.writerows({key: "" if value != value else value for key, value in line.items()} for line in lines)
-    with replacing(folder / "summary.json") as path:
-        path.write_text(json.dumps(as_dict(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    with replacing(folder / REPORT) as path:
-        path.write_text(page(summary, rows, pictures), encoding="utf-8")
-
-
-def as_dict(summary: Summary) -> dict[str, Any]:
-    """What `summary.json` holds: the summary, metrics and counts of a class side by side."""
-    found = asdict(summary)
-    for protocol in found["protocols"].values():
-        for result in protocol["classes"].values():
-            result |= result.pop("metrics")
-        for count in ("missed", "false_alarms", "absent"):
-            protocol["mean"][count] = sum(result[count] for result in protocol["classes"].values())
-    return found
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """What `summary.json` in a result folder holds.
-
-    Raises:
-        InputError: when there is none, or none of this format.
-    """
-    path = folder / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(
-            "does not exist", path=path, remedy="evaluate that run first, with this --output_dir"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"not a readable summary ({error})", path=path) from error
-    if not isinstance(summary, dict) or summary.get("format") != FORMAT:
-        raise InputError(f"no summary of format {FORMAT}", path=path, remedy="evaluate that run again")
-    return summary
-
-
-def read_results(folder: Path) -> Results:
-    """A result folder.
-
-    Raises:
-        InputError: when a file is missing, or of another format.
-    """
-    summary = read_summary(folder)
-    path = folder / "metrics.csv"
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = tuple(csv.DictReader(file))
-    except OSError as error:
-        raise InputError(f"not readable ({error.strerror})", path=path, remedy="evaluate that run again") from error
-    if {row.get("format") for row in rows} - {str(FORMAT)}:
-        raise InputError(f"not of format {FORMAT}", path=path, remedy="evaluate that run again")
-    rules = {name: protocol["rules"] for name, protocol in summary["protocols"].items()}
-    return Results(
-        folder,
-        summary["kind"],
-        summary["title"],
-        summary["selection"],
-        summary["postprocess"],
-        tuple(summary["classes"]),
-        rules,
-        summary["labels"],
-        rows,
-    )
 
 
 def numbers(words: Sequence[str], what: str) -> Iterator[tuple[str, float]]:

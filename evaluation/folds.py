@@ -10,11 +10,13 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evaluation.files import read_summary
-from evaluation.scores import METRICS, Published, spread
+from evaluation.intervals import spread
+from evaluation.results import read_summary
+from evaluation.scores import METRICS, Published, Summary
 from evaluation.tables import LINE_LENGTH, Group, grid, plus_minus, published_metrics
 from transforms import InputError, replacing
 
@@ -31,7 +33,7 @@ def summarise(folders: Sequence[Path]) -> dict[str, Any]:
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> import numpy as np
-        >>> from evaluation.files import write_results
+        >>> from evaluation.results import write_results
         >>> from evaluation.scores import ImageScores
         >>> with TemporaryDirectory() as folder:
         ...     scores = ImageScores(["lesion"])
@@ -44,18 +46,19 @@ def summarise(folders: Sequence[Path]) -> dict[str, Any]:
     first = summaries[0]
     for folder, summary in zip(folders, summaries, strict=True):
         for key in ("classes", "selection", "published"):
-            if summary[key] != first[key]:
-                raise InputError(f"{key} {summary[key]!r} differs from {first[key]!r} of {folders[0]}", path=folder)
+            own, other = getattr(summary, key), getattr(first, key)
+            if own != other:
+                raise InputError(f"{key} {own!r} differs from {other!r} of {folders[0]}", path=folder)
     protocols = {}
     for name in PROTOCOLS:
-        means = [summary["protocols"][name]["mean"] for summary in summaries]
-        metrics = {key: _spread([mean[key]["mean"] for mean in means]) for key in METRICS if key in means[0]}
-        protocols[name] = {"rules": first["protocols"][name]["rules"], "metrics": metrics}
+        means = [summary.protocols[name].mean for summary in summaries]
+        metrics = {key: _spread([mean[key].mean for mean in means]) for key in METRICS if key in means[0]}
+        protocols[name] = {"rules": first.protocols[name].rules, "metrics": metrics}
     runs = [
-        {"folder": str(folder), "title": summary["title"], "cases": summary["cases"]}
+        {"folder": str(folder), "title": summary.title, "cases": summary.cases}
         for folder, summary in zip(folders, summaries, strict=True)
     ]
-    common = {key: first[key] for key in ("classes", "selection", "published")}
+    common = {"classes": first.classes, "selection": first.selection, "published": asdict(first.published)}
     return {"runs": runs, **common, "spread": SPREAD, "unit": "fraction", "protocols": protocols}
 
 
@@ -82,9 +85,9 @@ def _spread(means: Sequence[float | None]) -> dict[str, Any]:
     return {"mean": found.mean, "sd": found.sd, "n": found.n}
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> Summary:
     summary = read_summary(folder)
-    if summary["kind"] != "images":
+    if summary.kind != "images":
         raise InputError("no summary of an evaluation of single images", path=folder / "summary.json")
     return summary
 

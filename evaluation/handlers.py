@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluation.cases import TOLERANCE, Measuring, Postprocess, class_maps, largest_components
-from evaluation.files import REPORT, write_results
 from evaluation.inferers import file_of, to_labels
+from evaluation.intervals import spread
 from evaluation.metrics import Engine as Computing
 from evaluation.metrics import confusions
 from evaluation.overlay import Panel, as_array, save_overview, save_panels, thumbnail
 from evaluation.protocols import MissedDistance, per_image, strict_dice
-from evaluation.scores import METRICS, ImageScores, Row, Scores, Summary, VolumeScores, spread, tolerances_of
+from evaluation.results import REPORT, write_results
+from evaluation.scores import METRICS, ImageScores, Row, Scores, Summary, VolumeScores, tolerances_of
 from evaluation.tables import plus_minus, table
 from transforms import stem
 

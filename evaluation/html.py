@@ -1,23 +1,23 @@
-"""From a summary to one page that needs neither network nor script: functions, nothing else."""
+"""From a summary or a comparison to one page that needs neither network nor script: functions, nothing else."""
 
 from __future__ import annotations
 
 import base64
-import io
 import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-from jinja2 import Environment
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from jinja2 import DictLoader, Environment
 
+from evaluation.compare import CHANGES, COMPARED, Change, Comparison
+from evaluation.intervals import FEW_CASES, Mean, MeanOfClasses
+from evaluation.plots import Interval, Point, anchor, box_plot, forest_plot, scatter_plot
 from evaluation.protocols import ImageScore
-from evaluation.scores import DISTANCES, FEW_CASES, METRICS, Mean, MeanOfClasses, Published, Row, Summary
-from evaluation.tables import PERCENT, plus_minus
+from evaluation.scores import DISTANCES, METRICS, Protocol, Published, Results, Row, Summary
+from evaluation.tables import PERCENT, plus_minus, signed
+from evaluation.templates import TEMPLATES
 
 TITLES = METRICS | {
     "recall": "recall %",
@@ -32,10 +32,16 @@ TITLES = METRICS | {
 }
 # of each kind, with the metric that orders the cases first
 PLOTTED = {"volumes": ("dice", "hd95", "surface_dice"), "images": ("iou", "dice", "hd95_px")}
+# metrics beside each other
+COLUMNS = 5
 # of all pictures, as letters; the cases that scored best go without where it is not enough
 PICTURES_BYTES = 1_600_000
 IN_CARDS = {"volumes": ("dice", "hd95", "surface_dice"), "images": ("iou", "dice", "hd95_px", "surface_dice")}
 ODD = ("missed", "false alarm", "absent")
+ENVIRONMENT = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=DictLoader(TEMPLATES))
+_PICTURE = re.compile(
+    r'<section class="card" id="(case-\w*)">(?:(?!</section>).)*?src="data:image/webp;base64,([\w+/=]+)"', re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ def page(summary: Summary, rows: Sequence[Row], pictures: Mapping[str, bytes] | 
         pictures: WebP pictures of cases, by the cases' names; see `evaluation.overlay.thumbnail`.
 
     Example:
+        >>> import numpy as np
         >>> from evaluation.scores import ImageScores
         >>> scores = ImageScores(["lesion"], title="<phantoms>")
         >>> _ = scores.add("a.png", np.eye(3, dtype=int), np.eye(3, dtype=int))
@@ -67,34 +74,51 @@ def page(summary: Summary, rows: Sequence[Row], pictures: Mapping[str, bytes] | 
         (True, False)
     """
     rows = [row for row in rows if isinstance(row.score, ImageScore) or row.score.protocol == "strict"]
-    tables = []
+    tables: list[dict[str, object]] = []
     for name, protocol in summary.protocols.items():
-        keys = list(protocol.mean)
-        heads = [_title(key, protocol.distance_unit) for key in keys]
-        lines = [(structure, [_cell(key, result.metrics[key]) for key in keys])
-                 for structure, result in protocol.classes.items()]  # fmt: skip
-        if len(summary.classes) > 1:
-            lines.append(("mean of classes", [_cell(key, protocol.mean[key]) for key in keys]))
-        tables.append({"name": name, "rules": protocol.rules, "heads": heads, "lines": lines})
+        tables += _tables(name, protocol)
     odd = [
         (status, sorted({(row.case, row.structure) for row in rows if row.score.status == status})) for status in ODD
     ]
     unit = next(iter(summary.protocols.values())).distance_unit
-    plots = [(_title(metric, unit), _plot(rows, summary.classes, metric, unit)) for metric in PLOTTED[summary.kind]]
+    plots = []
+    for metric in PLOTTED[summary.kind]:
+        title, factor = _title(metric, unit), _factor(metric)
+        values = {name: _values(rows, name, metric, factor) for name in summary.classes}
+        plots.append((title, box_plot(title, values, metric)))
     cards = _cards(rows, summary.kind, pictures or {})
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
-    return template.render(
+    return ENVIRONMENT.get_template("report").render(
+        title=summary.title,
         summary=summary,
         tables=tables,
         plots=[(title, plot) for title, plot in plots if plot],
         cards=cards,
         left_out=len(pictures or {}) - sum(bool(card.picture) for card in cards),
         heads=[_title(metric, unit) for metric in IN_CARDS[summary.kind]],
-        odd=[(status, [(case, _anchor(case), name) for case, name in found]) for status, found in odd if found],
+        odd=[(status, [(case, anchor(case), name) for case, name in found]) for status, found in odd if found],
         published=_published(summary.published),
         few=summary.cases < FEW_CASES,
         few_cases=FEW_CASES,
     )
+
+
+def _tables(name: str, protocol: Protocol) -> list[dict[str, object]]:
+    """Metrics below each other where there is one class, else beside each other, a few in each table."""
+    keys = list(protocol.mean)
+    if len(protocol.classes) == 1:
+        ((structure, result),) = protocol.classes.items()
+        lines = [(_title(key, protocol.distance_unit), [_cell(key, result.metrics[key])]) for key in keys]
+        return [{"name": name, "corner": "metric", "heads": [structure], "lines": lines}]
+    tables: list[dict[str, object]] = []
+    for start in range(0, len(keys), COLUMNS):
+        part = keys[start : start + COLUMNS]
+        lines = [(structure, [_cell(key, result.metrics[key]) for key in part])
+                 for structure, result in protocol.classes.items()]  # fmt: skip
+        lines.append(("mean of classes", [_cell(key, protocol.mean[key]) for key in part]))
+        heads = [_title(key, protocol.distance_unit) for key in part]
+        caption = name if start == 0 else f"{name}, continued"
+        tables.append({"name": caption, "corner": "class", "heads": heads, "lines": lines})
+    return tables
 
 
 def _title(metric: str, unit: str = "") -> str:
@@ -140,7 +164,7 @@ def _cards(rows: Sequence[Row], kind: str, pictures: Mapping[str, bytes]) -> lis
         )
         picture = base64.b64encode(pictures[name]).decode() if name in pictures else ""
         alt = f"{name}: predicted outlines (coloured) and those of the label (white, dashed); {score}"
-        cards.append((mean, name, Card(name, _anchor(name), score, lines, picture, alt)))
+        cards.append((mean, name, Card(name, anchor(name), score, lines, picture, alt)))
     room, shown = PICTURES_BYTES, []
     for _, _, card in sorted(cards, key=lambda one: one[:2]):
         room -= len(card.picture)
@@ -153,166 +177,160 @@ def _number(row: Row, metric: str) -> str:
     return "" if math.isnan(value) else f"{value * _factor(metric):.2f}"
 
 
-def _anchor(case: str) -> str:
-    """An id for a case, whatever its name."""
-    plain = (letter if letter.isalnum() and letter.isascii() else f"_{ord(letter):x}_" for letter in case)
-    return f"case-{''.join(plain)}"
+def _values(rows: Sequence[Row], structure: str, metric: str, factor: float) -> list[tuple[str, float]]:
+    """(Case, value) of one class where there is a value."""
+    found = [(row.case, getattr(row.score, metric) * factor) for row in rows if row.structure == structure]
+    return [(case, value) for case, value in found if not math.isnan(value)]
 
 
-def _plot(rows: Sequence[Row], classes: Sequence[str], metric: str, unit: str) -> str:
-    """Box plots of a metric for each class, each case a point that links to it; empty where nothing is scored."""
-    factor = _factor(metric)
-    values = [
-        [(row.case, getattr(row.score, metric) * factor) for row in rows
-         if row.structure == name and not math.isnan(getattr(row.score, metric))]
-        for name in classes
-    ]  # fmt: skip
-    if not any(values):
-        return ""
-    rng = np.random.default_rng(0)
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": metric, "font.family": "sans-serif"}):
-        figure = Figure(figsize=(max(3.6, 1.0 + 0.9 * len(classes)), 3.2))
-        axes = figure.add_axes((0.14, 0.3, 0.84, 0.66))
-        axes.boxplot([[value for _, value in found] for found in values], showfliers=False, widths=0.5)
-        for place, found in enumerate(values, 1):
-            spread = place + rng.uniform(-0.16, 0.16, len(found))
-            points = axes.scatter(spread, [value for _, value in found], s=14, alpha=0.55, color="#2a6fbb")
-            points.set_urls([f"#{_anchor(case)}" for case, _ in found])
-        # a $ in a name begins no formula
-        axes.set_xticks(range(1, len(classes) + 1), classes, rotation=30, ha="right", parse_math=False)
-        axes.set_ylabel(_title(metric, unit))
-        axes.spines[["top", "right"]].set_visible(False)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = stream.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    # what browsers know without it
-    svg = re.sub(r'\s(xmlns:xlink|xmlns|version)="[^"]*"', "", svg).replace("xlink:href", "href")
-    # the page's own ink, in dark mode too
-    svg = svg.replace("#000000", "currentColor").replace("<text ", '<text fill="currentColor" ')
-    # ids are of the whole page
-    return re.sub(r'(id="|href="#|url\(#)(?!case-)', rf"\g<1>{metric}-", svg)
+def pictures_of(text: str) -> dict[str, bytes]:
+    """The pictures on a page that `page` made, by the anchors of the cases."""
+    found = {name: base64.b64decode(letters) for name, letters in _PICTURE.findall(text)}
+    return {name: picture for name, picture in found.items() if picture[8:12] == b"WEBP"}
 
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ summary.title }}</title>
-<style>
-:root { color-scheme: light dark; --ink: #1b1d21; --paper: #fff; --soft: #5c6470; --line: #cdd2d9; --link: #1a5fa8; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8eaed; --paper: #14161a; --soft: #a4acb8; --line: #3b414b; --link: #8ab8f0; } }
-@media print { :root { --ink: #000; --paper: #fff; --soft: #333; --line: #888; --link: #000; }
-  .card { break-inside: avoid; } }
-body { margin: 0 auto; padding: 1rem; max-width: 68rem; font: 1rem/1.5 system-ui, sans-serif;
-  color: var(--ink); background: var(--paper); overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
-a { color: var(--link); } .soft { color: var(--soft); font-size: .9rem; }
-.scroll { overflow-x: auto; margin-bottom: 1.2rem; } .card .scroll { margin: .5rem 0 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
-  overflow-wrap: normal; white-space: nowrap; }
-th[scope=row], th:first-child, td.text { text-align: left; } caption { text-align: left; font-weight: 600; }
-td span { display: block; color: var(--soft); font-size: .85rem; }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; max-width: 100%; overflow-x: auto; }
-svg { max-width: max(100%, 36rem); height: auto; } svg a:hover, svg a:focus { opacity: .6; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
-.card { border: 1px solid var(--line); border-radius: .4rem; padding: .7rem; min-width: 0; }
-.card:target { outline: 3px solid var(--link); } .card h3 { margin: 0 0 .4rem; font-size: 1rem; }
-summary { cursor: zoom-in; list-style: none; } summary::-webkit-details-marker { display: none; }
-summary img { display: block; height: 9rem; max-width: 100%; object-fit: contain; }
-.card:has(details[open]) { grid-column: 1 / -1; } details[open] img { width: 100%; height: auto; max-width: 40rem; }
-</style>
-</head>
-<body>
-<header>
-<h1>{{ summary.title }}</h1>
-<p>{{ summary.cases }} case{{ "" if summary.cases == 1 else "s" }}{% if summary.failures %},
-{{ summary.failures | length }} more could not be scored{% endif %}. Model selected by: {{ summary.selection }}.</p>
-{% if summary.postprocess != "none" %}
-<p><strong>Post-processed:</strong> the largest connected component of each predicted class, nothing else of it.</p>
-{% endif %}
-<nav><a href="#results">Results</a> · <a href="#spread">Every case</a> · <a href="#cases">Worst cases first</a> ·
-{% if odd %}<a href="#odd">Missed, false alarms, absent</a> ·{% endif %} <a href="#about">Rules and versions</a></nav>
-</header>
-<main>
-<h2 id="results">Results</h2>
-<p class="soft">Mean ± standard deviation, below it the 95 % interval of the mean over the cases (BCa bootstrap, 10 000
-resamples, fixed seed) and N.{% if few %} <strong>Caution:</strong> with fewer than {{ few_cases }} cases such intervals
-are too narrow; at N = 12 a nominal 95 % covered the true mean 81 % of the time in a simulation.{% endif %}</p>
-{% for table in tables %}
-<div class="scroll" tabindex="0" role="region" aria-label="{{ table.name }}"><table>
-<caption>{{ table.name }}</caption>
-<thead><tr><th scope="col">class</th>
-{% for head in table.heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for name, cells in table.lines %}
-<tr><th scope="row">{{ name }}</th>{% for mean, ends, n in cells %}<td>{{ mean }}<span>{{ ends }} N {{ n }}</span></td>
-{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
-{% endfor %}
-{% if published %}
-<p>{{ summary.published.name }}: {% for line in published %}{{ line }}{{ "" if loop.last else "; " }}{% endfor %}.</p>
-{% endif %}
-<h2 id="spread">Every case</h2>
-<p class="soft">Each point is a case and links to it.</p>
-<div class="plots">
-{% for title, plot in plots %}
-<figure aria-label="Box plots of {{ title }} for each class">{{ plot | safe }}</figure>
-{% endfor %}
-</div>
-{% if odd %}
-<h2 id="odd">Missed, false alarms, absent</h2>
-{% for status, found in odd %}
-<h3>{{ status }} ({{ found | length }})</h3>
-<ul>
-{% for case, anchor, structure in found %}
-<li><a href="#{{ anchor }}">{{ case }}</a>: {{ structure }}</li>
-{% endfor %}
-</ul>
-{% endfor %}
-{% endif %}
-{% if summary.failures %}
-<h2 id="failures">Could not be scored</h2>
-<ul>
-{% for reason in summary.failures.values() %}
-<li>{{ reason }}</li>
-{% endfor %}
-</ul>
-{% endif %}
-<h2 id="cases">Worst cases first</h2>
-<p class="soft">Predicted outlines are coloured, those of the label white and dashed. A picture opens larger.
-{% if left_out %}The {{ left_out }} cases that scored best have none, to keep the page small.{% endif %}</p>
-<div class="cards">
-{% for card in cards %}
-<section class="card" id="{{ card.anchor }}">
-<h3>{{ card.name }}: {{ card.score }}</h3>
-{% if card.picture %}
-<details><summary><img alt="{{ card.alt }}" src="data:image/webp;base64,{{ card.picture }}"></summary></details>
-{% endif %}
-<div class="scroll" tabindex="0" role="region" aria-label="scores of {{ card.name }}"><table>
-<thead><tr><th scope="col">class</th>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for name, status, cells in card.rows %}
-<tr><th scope="row">{{ name }}{% if status != "computed" %} ({{ status }}){% endif %}</th>
-{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
-</section>
-{% endfor %}
-</div>
-<h2 id="about">Rules and versions</h2>
-<dl>
-{% for table in tables %}
-<dt>{{ table.name }}</dt><dd>{{ table.rules }}.</dd>
-{% endfor %}
-<dt>computed by</dt><dd>{{ summary.engine }}; {% for name, number in summary.versions.items() %}{{ name }} {{ number }}
-{{ "" if loop.last else ", " }}{% endfor %}</dd>
-</dl>
-</main>
-</body>
-</html>
-"""
+@dataclass(frozen=True)
+class Line:
+    """One metric of one class on the page of a comparison."""
+
+    name: str
+    mean: str
+    ends: str
+    n: int
+    p: str
+    p_holm: str
+    better: int
+    worse: int
+
+
+def comparison_page(
+    comparisons: Sequence[Comparison], results: Sequence[Results], pictures: Sequence[Mapping[str, bytes]] = ()
+) -> str:
+    """The page as HTML.
+
+    Args:
+        comparisons: of each of the results but the first.
+        results: what was compared.
+        pictures: for each of the results, WebP pictures by the anchors of cases; see `pictures_of`.
+    """
+    known = list(pictures) or [{}] * len(results)
+    parts = []
+    short = {str(one.folder): one.folder.name for one in results}
+    if len(set(short.values())) < len(short):
+        short = {name: name for name in short}
+    for number, comparison in enumerate(comparisons, 1):
+        heads = COMPARED[comparison.kind]
+        first_metric = next(iter(heads))
+        shown = [change for change in comparison.changes[:CHANGES] if change.after != change.before]
+        cards = _changed(shown, f"c{number}", heads[first_metric][1], (known[0], known[number]))
+        parts.append(
+            {
+                "id": f"c{number}",
+                "first": short[comparison.first],
+                "second": short[comparison.second],
+                "undefined": comparison.undefined,
+                "metric": heads[first_metric][0],
+                "tables": _difference_tables(comparison),
+                "plots": _difference_plots(comparison, f"c{number}", {change.case for change in shown}),
+                "cards": cards,
+                "pictured": any(card["pictures"] for card in cards),
+            }
+        )
+    cases = results[0].summary.cases
+    return ENVIRONMENT.get_template("comparison").render(
+        title=f"Comparison with {short[str(results[0].folder)]}",
+        cases=cases,
+        few=cases < FEW_CASES,
+        few_cases=FEW_CASES,
+        results=results,
+        parts=parts,
+    )
+
+
+def _difference_tables(comparison: Comparison) -> list[dict[str, object]]:
+    """One table of all metrics where there is one class, else one for each metric."""
+    heads = COMPARED[comparison.kind]
+    several = len({one.structure for one in comparison.differences}) > 1
+    tables: dict[str, list[Line]] = {}
+    for one in comparison.differences:
+        title, factor = _title(one.metric, comparison.unit), heads[one.metric][1]
+        tests = ["" if p is None else f"{p:.2g}" for p in (one.p, one.p_holm)]
+        name = one.structure if several else title
+        mean, ends = (text.replace("-", "−") for text in signed(one, factor))
+        line = Line(name, mean, ends, one.n, tests[0], tests[1], one.better, one.worse)
+        tables.setdefault(title if several else "", []).append(line)
+    return [
+        {
+            "caption": title or next(iter(comparison.differences)).structure,
+            "name": f" of {title}" * bool(title),
+            "head": "class" if several else "metric",
+            "lines": lines,
+        }
+        for title, lines in tables.items()
+    ]
+
+
+def _difference_plots(comparison: Comparison, prefix: str, linked: set[str]) -> list[tuple[str, str]]:
+    """(What it shows, SVG) of mean differences, by metric where there is one class, else by class; then the cases."""
+    heads, unit = COMPARED[comparison.kind], comparison.unit
+    several = len({one.structure for one in comparison.differences}) > 1
+    groups: dict[tuple[str, bool], list[Interval]] = {}
+    for one in comparison.differences:
+        title, factor, more = _title(one.metric, unit), heads[one.metric][1], heads[one.metric][2]
+        if one.mean is None or (several and one.metric not in PLOTTED[comparison.kind]):
+            continue
+        ends = (math.nan, math.nan) if one.low is None or one.high is None else (one.low, one.high)
+        axis = title if several or not more else "% points"
+        name = one.structure if several else title
+        groups.setdefault((axis, more), []).append(Interval(name, one.mean * factor, *(end * factor for end in ends)))
+    plots: list[tuple[str, str]] = []
+    for (axis, more), lines in groups.items():
+        label = f"{axis}, second − first ({'right' if more else 'left'}: better)"
+        plots.append((f"Mean differences with intervals: {label}", forest_plot(label, lines, f"{prefix}-{len(plots)}")))
+    title, factor, _ = next(iter(heads.values()))
+    points = [
+        Point(
+            change.structure,
+            change.before * factor,
+            change.after * factor,
+            f"#{prefix}-{anchor(change.case)}" if change.case in linked else "",
+        )
+        for change in comparison.changes
+    ]
+    if points:
+        plots.append((f"{title} of every case, first and second", scatter_plot(title, points, f"{prefix}-cases")))
+    return plots
+
+
+def _changed(
+    changes: Sequence[Change], prefix: str, factor: float, pictures: Sequence[Mapping[str, bytes]]
+) -> list[dict[str, object]]:
+    """The cases of the changes, in their order."""
+    cases: dict[str, list[Change]] = {}
+    for change in changes:
+        cases.setdefault(change.case, []).append(change)
+    cards: list[dict[str, object]] = []
+    for name, found in cases.items():
+        shown = [(which, known.get(anchor(name))) for which, known in zip(("first", "second"), pictures, strict=True)]
+        cards.append(
+            {
+                "name": name,
+                "anchor": f"{prefix}-{anchor(name)}",
+                "pictures": [
+                    (f"{name}, {which}: predicted outlines (coloured) and those of the label (white, dashed)",
+                     base64.b64encode(picture).decode())
+                    for which, picture in shown
+                    if picture
+                ],
+                "rows": [
+                    (
+                        one.structure,
+                        f"{one.before * factor:.2f}",
+                        f"{one.after * factor:.2f}",
+                        f"{(one.after - one.before) * factor:+.2f}".replace("-", "−"),
+                    )
+                    for one in found
+                ],
+            }
+        )  # fmt: skip
+    return cards

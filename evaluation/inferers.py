@@ -16,7 +16,7 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor
 from tqdm import tqdm
 
-from transforms import InputError, spline_zoom
+from transforms import InputError, error_chain, spline_zoom
 
 logger = logging.getLogger(__name__)
 
@@ -224,13 +224,12 @@ def _of_file(error: BaseException | None, item: Any) -> str:
 
     Empty where it is a fault of the program.
     """
-    while error is not None:
-        if isinstance(error, InputError):
-            return str(error)
+    for one in error_chain(error):
+        if isinstance(one, InputError):
+            return str(one)
         # PyTorch says so by a RuntimeError
-        if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error)):
+        if isinstance(one, MemoryError) or re.search(r"out of memory|can't allocate memory", str(one)):
             file = item.get("image") if isinstance(item, Mapping) else None
             name = file_of(item) or (file if isinstance(file, str) else "a file")
             return str(InputError("there is not enough memory for it", path=name, remedy="give a smaller --image_size"))
-        error = error.__cause__ or error.__context__
     return ""

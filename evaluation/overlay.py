@@ -114,7 +114,8 @@ def thumbnail(
 ) -> bytes:
     """A small WebP picture: predicted outlines coloured by class, those of the label white and dashed.
 
-    Of a volume it is the slice with most wrong voxels, or with most marked ones where none is wrong.
+    Of a volume it is the slice with most wrong voxels, or with most marked ones where none is wrong. Volumes, and
+    pictures without image, are cut to what is marked, with a margin.
 
     Args:
         image: as in `save_overview`; None for a dark ground.
@@ -137,6 +138,9 @@ def thumbnail(
         index = int(rank.argmax())
         frame = _frame(np.maximum(predicted, true))
         picture, predicted, true = (array[index][frame] for array in (picture, predicted, true))
+    elif image is None:
+        frame = _frame(np.maximum(predicted, true)[None])
+        picture, predicted, true = (array[frame] for array in (picture, predicted, true))
     aspect = 1.0 if spacing_mm is None else float(spacing_mm[-2]) / float(spacing_mm[-1])
     tall, wide = predicted.shape[0] * aspect, predicted.shape[1]
     factor = size / max(tall, wide)

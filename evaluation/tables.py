@@ -1,11 +1,13 @@
-"""From a summary to text for a terminal: functions, nothing else."""
+"""From a summary or a comparison to text for a terminal: functions, nothing else."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
-from evaluation.scores import FEW_CASES, METRICS, Mean, MeanOfClasses, Protocol, Published, Summary
+from evaluation.compare import CHANGES, COMPARED, Comparison, Difference
+from evaluation.intervals import FEW_CASES, Mean, MeanOfClasses
+from evaluation.scores import DISTANCES, METRICS, Protocol, Published, Summary
 
 LINE_LENGTH = 120
 
@@ -122,6 +124,58 @@ def _image_grids(summary: Summary) -> list[list[Group]]:
         known = published_metrics(summary.published, with_sd=False)
         groups.append((summary.published.name, [("", known + [""] * (len(lines) - len(known)))]))
     return [groups]
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """A comparison for a terminal."""
+    heads = COMPARED[comparison.kind]
+    several = len({one.structure for one in comparison.differences}) > 1
+    cells: list[list[str]] = []
+    for one in comparison.differences:
+        header, factor, _ = heads[one.metric]
+        header = f"{header} {comparison.unit}" if one.metric in DISTANCES else header
+        if several and cells and cells[-1][0] and one.structure == comparison.differences[0].structure:
+            cells.append([""] * 8)
+        name = f"{header}, {one.structure}" if several else header
+        tests = ["" if p is None else f"{p:.2g}" for p in (one.p, one.p_holm)]
+        cells.append([name, *signed(one, factor), str(one.n), *tests, str(one.better), str(one.worse)])
+    names, *columns = (list(column) for column in zip(*cells, strict=True))
+    heads_of = ("mean", "95 %", "N", "p", "p (Holm)", "better", "worse")
+    groups: list[Group] = [
+        ("", [("metric", names)]),
+        ("second − first", list(zip(heads_of[:3], columns[:3], strict=True))),
+        ("Wilcoxon", list(zip(heads_of[3:5], columns[3:5], strict=True))),
+        ("cases", list(zip(heads_of[5:], columns[5:], strict=True))),
+    ]
+    lines = ["", f"first:  {comparison.first}", f"second: {comparison.second}", *comparison.notes, "", grid(groups)]
+    header, factor, _ = next(iter(heads.values()))
+    changes = [change for change in comparison.changes[:CHANGES] if change.after != change.before]
+    if changes:
+        lines += ["", f"{header} changed most:"]
+        lines += [
+            f"  {change.case}{f', {change.structure}' * several}: {change.before * factor:.2f} → "
+            f"{change.after * factor:.2f}"
+            for change in changes
+        ]
+    else:
+        lines += ["", f"{header} is the same in every case."]
+    notes = [
+        "Over the cases in which both have the metric. [low, high]: 95 % interval of the mean difference "
+        "(BCa bootstrap, 10 000 resamples, fixed seed); "
+        "p: Wilcoxon signed-rank, with Holm's correction over the classes of one metric."
+    ]
+    if comparison.undefined:
+        notes.append(f"Left out, because one of the two has no such number: {comparison.undefined} values.")
+    if max((one.n for one in comparison.differences), default=0) < FEW_CASES:
+        notes.append(f"Caution: with fewer than {FEW_CASES} cases such intervals are too narrow.")
+    return "\n".join([*lines, "", *(textwrap.fill(note, LINE_LENGTH, subsequent_indent="  ") for note in notes)])
+
+
+def signed(difference: Difference, factor: float) -> tuple[str, str]:
+    """A mean difference and its interval, each with its sign."""
+    mean, low, high = difference.mean, difference.low, difference.high
+    ends = "" if low is None or high is None else f"[{low * factor:+.2f}, {high * factor:+.2f}]"
+    return "n/a" if mean is None else f"{mean * factor:+.2f}", ends
 
 
 def published_metrics(published: Published, with_sd: bool) -> list[str]:

@@ -112,6 +112,22 @@ def expanded(path: str) -> str:
     return os.path.expanduser(path) if path.startswith("~") and not os.path.lexists(first) else path
 
 
+def error_chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it, as a traceback shows them.
+
+    Example:
+        >>> error = RuntimeError("applying transform")
+        >>> error.__cause__ = InputError("no such file", path="a.png")
+        >>> [str(one) for one in error_chain(error)]
+        ['applying transform', 'a.png: no such file']
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
 def has_suffix(path: PathLike, suffixes: Sequence[str]) -> bool:
     """True if the file's name ends in one of `suffixes`, in upper or lower case.
 

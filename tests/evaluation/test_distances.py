@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from medpy.metric import binary
+from monai.transforms import KeepLargestConnectedComponent
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from evaluation.cases import Measuring, largest_components, measure
 from evaluation.distances import borders, medpy_surface, surface_distances
@@ -29,6 +31,8 @@ def boxes(*corners: tuple[int, ...], shape: tuple[int, ...] = (9, 12, 10)) -> ND
     return mask
 
 
+# dense, dense, and a few single voxels
+NOISE = [np.random.default_rng(seed).random((20, 24, 22)) < share for seed, share in enumerate((0.3, 0.6, 0.0003))]
 KINDS = {
     "single voxels": (boxes((4, 5, 5, 6, 5, 6)), boxes((0, 1, 0, 1, 0, 1))),
     "touching the edge": (boxes((0, 9, 0, 4, 0, 10)), boxes((3, 9, 8, 12, 0, 10))),
@@ -38,6 +42,11 @@ KINDS = {
     "hollow": (boxes((1, 8, 1, 9, 1, 9)) & ~boxes((3, 6, 3, 6, 3, 6)), boxes((3, 6, 3, 6, 3, 6))),
     "far and scattered": (boxes((1, 3, 1, 3, 1, 3), (8, 9, 11, 12, 9, 10)), boxes((1, 3, 1, 4, 1, 3))),
     "one slice": (boxes((0, 1, 2, 5, 2, 5), shape=(1, 12, 10)), boxes((0, 1, 4, 7, 4, 9), shape=(1, 12, 10))),
+    "far apart": (boxes((1, 4, 1, 4, 1, 4), shape=(30, 40, 40)), boxes((25, 29, 35, 40, 36, 39), shape=(30, 40, 40))),
+    "noise": (NOISE[0], NOISE[1]),
+    "noise and a box": (NOISE[0], boxes((2, 5, 2, 5, 2, 5), shape=NOISE[0].shape)),
+    "noise in a corner": (boxes((0, 6, 0, 6, 0, 6), shape=NOISE[0].shape) & NOISE[0], NOISE[2]),
+    "checkered": (np.indices((12, 14, 13)).sum(0) % 2 == 0, boxes((3, 9, 3, 9, 3, 9), shape=(12, 14, 13))),
     "flat": (boxes((2, 5, 2, 5), shape=(12, 10)), boxes((4, 7, 4, 9), shape=(12, 10))),
     "a line": (boxes((0, 4), shape=(20,)), boxes((12, 20), shape=(20,))),
 }
@@ -136,6 +145,22 @@ def test_an_unknown_engine_is_refused() -> None:
     for options in ({"engine": "slow"}, {"postprocess": "biggest"}, {"tolerances": ()}, {"tolerances": (-1.0,)}):
         with pytest.raises(ValueError, match="must be"):
             Measuring(**options)
+
+
+@given(map_pairs())
+@settings(max_examples=100, deadline=None)
+def test_the_largest_component_is_that_of_monai(pair: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
+    pytest.importorskip("skimage", reason="MONAI's needs scikit-image, which is not installed")
+    labels, _ = pair
+    kept = largest_components(labels, 4)
+    expected = KeepLargestConnectedComponent(is_onehot=False)(labels[None].astype(np.int64))[0].numpy()
+    for index in range(1, 5):
+        parts, number = ndimage.label(labels == index, np.ones((3,) * labels.ndim))
+        sizes = sorted(np.bincount(parts.ravel())[1:])
+        assert np.count_nonzero(kept == index) == np.count_nonzero(expected == index) == (sizes[-1] if number else 0)
+        # which of two equal ones stays is chance there
+        if number < 2 or sizes[-1] > sizes[-2]:
+            np.testing.assert_array_equal(kept == index, expected == index)
 
 
 def test_the_largest_component_of_each_class_is_kept() -> None:

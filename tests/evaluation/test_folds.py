@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.files import write_results
 from evaluation.folds import main, summarise
-from evaluation.scores import ImageScores
+from evaluation.results import write_results
+from evaluation.scores import ImageScores, VolumeScores
 
 PUBLISHED = {"name": "as published", "iou": 71.56, "iou_sd": 2.43}
 
@@ -24,6 +24,12 @@ def write_run(folder: Path, seed: int, images: int, **options: object) -> list[f
         iou.append(((predicted & true).sum() + 1e-5) / ((predicted | true).sum() + 1e-5))
     write_results(folder, scores.summary(), scores.rows())
     return iou
+
+
+def write_volumes(folder: Path) -> None:
+    scores = VolumeScores(["liver"])
+    scores.add("a", np.ones((2, 3, 4), int), np.ones((2, 3, 4), int))
+    write_results(folder, scores.summary(), scores.rows())
 
 
 def test_every_run_counts_once_whatever_its_number_of_images(
@@ -57,9 +63,19 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b: selection 'the loss' differs from 'IoU'"):
         summarise([tmp_path / "a", tmp_path / "b"])
     (tmp_path / "c").mkdir()
-    (tmp_path / "c/summary.json").write_text('{"format": 1, "kind": "volumes"}')
+    summary = json.loads((tmp_path / "a/summary.json").read_text())
+    write_volumes(tmp_path / "v")
     with pytest.raises(ValueError, match="no summary of an evaluation of single images"):
-        summarise([tmp_path / "c"])
+        summarise([tmp_path / "v"])
+    for change, message in (
+        ({"kind": "volumes"}, "not what an evaluation writes"),
+        ({"protocols": 7}, r"summary.json: not what an evaluation writes"),
+        ({"protocols": {"pooled": {}}}, "summary.json: lacks 'classes'; evaluate that run again"),
+        ({"published": {"nmae": "x"}}, "not what an evaluation writes .*nmae"),
+    ):
+        (tmp_path / "c/summary.json").write_text(json.dumps(summary | change))
+        with pytest.raises(ValueError, match=message):
+            summarise([tmp_path / "c"])
     (tmp_path / "c/summary.json").write_text('{"protocols": {}}')
     with pytest.raises(ValueError, match="no summary of format 1; evaluate that run again"):
         summarise([tmp_path / "c"])

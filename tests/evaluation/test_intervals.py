@@ -10,8 +10,9 @@ import pytest
 from scipy import stats
 
 from evaluation.cases import Measuring, measure
+from evaluation.intervals import FEW_CASES, Mean, interval, spread
 from evaluation.protocols import THRESHOLD, image_score, strict, threshold_jaccard
-from evaluation.scores import FEW_CASES, ImageScores, Mean, VolumeScores, interval, spread, tolerances_of
+from evaluation.scores import ImageScores, VolumeScores, tolerances_of
 from evaluation.tables import table
 
 VALUES = tuple(np.random.default_rng(0).beta(8, 2, 30).tolist())

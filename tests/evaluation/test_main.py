@@ -1,3 +1,4 @@
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from evaluation import files
 from evaluation.__main__ import main
 from evaluation.metrics import confusion
 from evaluation.protocols import pooled
+from evaluation.results import read_pictures
 from transforms import SPL_AFFINE, SaveImageVolume, read_volume
 
 SPL = np.array([[0.0, 0, -0.8, 9], [0, -0.9, 0, 5], [3, 0, 0, -7], [0, 0, 0, 1]])  # 3 × 0.9 × 0.8 mm
@@ -462,3 +464,48 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
     for words in ((*folders,), ("compare", *folders)):
         line = failure(*words, "--output", folders[0] / "a.nii.gz" / "o")
         assert "a.nii.gz: is a file, not a folder to write to" in line
+
+
+def test_images_are_shown_on_the_grid_of_the_labels(tmp_path: Path) -> None:
+    label = np.zeros((30, 20), np.uint8)
+    label[5:15, 4:14] = 255
+    image = np.zeros((30, 20), np.uint8)
+    image[:, 10:] = 200
+    for folder, name, array in (("P", "a.png", label), ("L", "a_mask.png", label), ("I", "a.png", image)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(array).save(tmp_path / folder / name)
+    Image.fromarray(label).save(tmp_path / "I" / "a_mask.png")
+    arguments = [str(tmp_path / "P"), str(tmp_path / "L"), "--output", str(tmp_path / "R"), "--images"]
+    main([*arguments, str(tmp_path / "I")])
+    (picture,) = read_pictures(tmp_path / "R").values()
+    shown = np.asarray(Image.open(io.BytesIO(picture)).convert("L")).astype(int)
+    # the whole image, dark at the left, bright at the right
+    assert shown.shape == (256, 171)
+    assert shown[200:, :70].mean() < 30
+    assert shown[200:, 100:].mean() > 170
+    Image.fromarray(image[:20]).save(tmp_path / "I" / "a.png")
+    with pytest.raises(SystemExit, match=r"I.a.png: shape \(20, 20\), but .*a_mask.png has \(30, 20\)"):
+        main([*arguments, str(tmp_path / "I")])
+    (tmp_path / "O").mkdir()
+    Image.fromarray(image).save(tmp_path / "O" / "b.png")
+    with pytest.raises(SystemExit, match="no image of the same name"):
+        main([*arguments, str(tmp_path / "O")])
+
+
+def test_volumes_are_shown_over_their_image_whatever_its_orientation(tmp_path: Path) -> None:
+    label = np.zeros((20, 24, 6), np.uint8)
+    label[4:12, 5:15, 1:4] = 1
+    image = np.where(np.arange(20)[:, None, None] < 10, -1000, 400) + np.zeros(label.shape)
+    affine = np.diag([2.0, 2, 3, 1])
+    for folder, array in (("P", label), ("L", label), ("I", image.astype(np.int16))):
+        (tmp_path / folder).mkdir()
+        volume = nib.Nifti1Image(array, affine)
+        if folder == "I":
+            volume = volume.as_reoriented([[1, -1], [0, 1], [2, -1]])
+        nib.save(volume, tmp_path / folder / "c.nii.gz")
+    main([str(tmp_path / one) for one in "PL"] + ["--output", str(tmp_path / "R"), "--images", str(tmp_path / "I")])
+    (picture,) = read_pictures(tmp_path / "R").values()
+    shown = np.asarray(Image.open(io.BytesIO(picture)).convert("L")).astype(int)
+    # the patient's right, where the air is, lies on the left
+    halves = shown[:8].mean(0)
+    assert sorted((halves[:20].mean() < 60, halves[-20:].mean() < 60)) == [False, True]

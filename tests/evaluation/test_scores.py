@@ -11,10 +11,11 @@ from medpy.metric import binary
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from evaluation.files import as_dict, write_results
+from evaluation.intervals import Mean
 from evaluation.metrics import Confusion, confusion
 from evaluation.protocols import per_image, pooled
-from evaluation.scores import ImageScores, Mean, VolumeScores
+from evaluation.results import as_dict, write_results
+from evaluation.scores import ImageScores, VolumeScores
 from evaluation.tables import grid, table
 from tests.golden import fill
 from tests.helpers import rows_of

@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.files import read_results, write_results
+from evaluation.html import page, pictures_of
+from evaluation.plots import anchor
+from evaluation.results import read_results, write_results
 from evaluation.scores import FORMAT, ImageScores, Scores, VolumeScores
+from tests.evaluation.test_html import evaluated
 from tests.helpers import rows_of
+from transforms import InputError
 
 TEXT = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
 
@@ -63,7 +67,7 @@ def test_files_hold_what_formats_md_says(kind: type[Scores], tmp_path: Path) -> 
 
 def test_results_of_another_format_are_refused(tmp_path: Path) -> None:
     written(tmp_path, ImageScores(["a", "b"]))
-    assert read_results(tmp_path).classes == ("a", "b")
+    assert read_results(tmp_path).summary.classes == ("a", "b")
     lines = (tmp_path / "metrics.csv").read_text()
     (tmp_path / "metrics.csv").write_text(lines.replace(f",{FORMAT}\n", ",0\n"))
     with pytest.raises(ValueError, match="not of format"):
@@ -75,6 +79,54 @@ def test_results_of_another_format_are_refused(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary | {"format": 0}))
     with pytest.raises(ValueError, match="no summary of format"):
         read_results(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [VolumeScores, ImageScores])
+def test_what_is_read_is_what_was_written(kind: type[Scores], tmp_path: Path) -> None:
+    scores = kind(["a", "b"], published={"name": "paper", "dice": {"mean": 80.0}})
+    written(tmp_path, scores)
+    found = read_results(tmp_path)
+    assert found.summary == scores.summary()
+    # NaN is not equal to itself
+    assert [repr(row) for row in found.rows] == [repr(row) for row in scores.rows()]
+
+
+CHANGES: dict[str, Any] = {
+    "versions": None, "classes": 7, "labels": [1], "protocols": {}, "published": {"nmae": "x"}, "cases": "x",
+    "extra": 1, "kind": "films",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_damaged_summaries_are_refused(key: str, tmp_path: Path) -> None:
+    summary = written(tmp_path, VolumeScores(["a", "b"]))
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {key: CHANGES[key]}))
+    with pytest.raises(InputError, match=r"summary.json: (not what an evaluation writes|lacks)"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["twice", "short", "word", "bytes"])
+def test_damaged_tables_are_refused(damage: str, tmp_path: Path) -> None:
+    written(tmp_path, VolumeScores(["a", "b"]))
+    file = tmp_path / "metrics.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    text = {
+        "twice": "".join(lines + lines[1:]),
+        "short": "".join(lines[:-1]),
+        "word": "".join(lines).replace("0.", "one.", 1),
+        "bytes": "\udcff",
+    }
+    file.write_text(text[damage], errors="surrogateescape")
+    with pytest.raises(InputError, match=r"metrics.csv: (holds other cases|not what|not a readable table)"):
+        read_results(tmp_path)
+
+
+def test_pictures_come_back_from_a_report() -> None:
+    scores, pictures = evaluated(VolumeScores)
+    # a case without picture takes none from its neighbour
+    left_out = sorted(pictures)[1]
+    text = page(scores.summary(), scores.rows(), {name: one for name, one in pictures.items() if name != left_out})
+    assert pictures_of(text) == {anchor(name): one for name, one in pictures.items() if name != left_out}
 
 
 def test_equal_labels_have_equal_hashes_however_they_are_stored() -> None:
