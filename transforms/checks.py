@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from transforms.datasets import DataSplit, LabelSet, is_normal
 from transforms.files import PICTURE_SUFFIXES, InputError, has_suffix, stem
+from transforms.intensity import WINDOW_HU
 from transforms.pictures import EXIF_ORIENTATION, PictureReader, check_sizes, read_mask
 from transforms.volumes import SliceReader, read_volume
 
@@ -201,12 +202,11 @@ def check_split(split: DataSplit, labels: LabelSet | Sequence[str], full: bool =
         errors.append("no training mask marks anything: there is nothing to learn")
     warnings += _listed("the same image more than once", [" = ".join(map(str, group)) for group in equal], equal)
     warnings += _listed("nearly the same image twice", [f"{one} ≈ {two}" for one, two in near], near)
-    sizes = sorted({content.shape for content in good}, key=np.prod)
     lines = [
         f"data checked, {'everything' if full else 'a sample'} opened: "
         + ", ".join(f"{part} {_count(some, contents, part)}" for part, some in pairs.items()),
         *_classes(good, labels, pairs),
-        f"sizes from {_times(sizes[0])} to {_times(sizes[-1])}" if sizes else "no sizes",
+        _sizes([content.shape for content in good]),
         f"empty masks: {sum(not content.classes - {0} for content in good)}, full or inverted ones:"
         f" {sum(content.inverted for content in good)}",
         f"images that show nothing: {sum(content.constant for content in good)}",
@@ -347,14 +347,26 @@ def _digest(image: np.ndarray) -> bytes:
 
 def _image(path: Path) -> np.ndarray:
     """Of a slice or a volume."""
-    array = SliceReader("image").get_data((path,))[0] if has_suffix(path, [".npz"]) else read_volume(path).array
-    return array.astype(np.float32, copy=False)
+    if has_suffix(path, [".npz"]):
+        return SliceReader("image").get_data((path,))[0].astype(np.float32, copy=False)
+    volume = read_volume(path)
+    if volume.window_hu is not None and not np.allclose(volume.window_hu, WINDOW_HU):
+        fact = f"windowed to {volume.window_hu} HU, the networks are trained with {WINDOW_HU}"
+        raise InputError(fact, path=path, remedy="prepare it again from its NIfTI")
+    return volume.array.astype(np.float32, copy=False)
 
 
 def _label(path: Path, labels: LabelSet) -> np.ndarray:
     if has_suffix(path, PICTURE_SUFFIXES):
         return read_mask(path, labels.label_map, len(labels.classes))
     return SliceReader("label").get_data((path,))[0] if has_suffix(path, [".npz"]) else read_volume(path, "label").array
+
+
+def _sizes(shapes: Iterable[tuple[int, ...]]) -> str:
+    different = sorted(set(shapes), key=np.prod)
+    if len(different) < 2:
+        return f"size {_times(different[0])}" if different else "no sizes"
+    return f"sizes from {_times(different[0])} to {_times(different[-1])}"
 
 
 def _across(pairs: Iterable[Pair]) -> bool:

@@ -30,6 +30,7 @@ from transforms.files import (
     printable,
     read_list,
     same_letters,
+    shortened,
     stem,
     without_by_products,
 )
@@ -189,23 +190,23 @@ def synapse_split(
             raise InputError(fact, path=root / SYNAPSE_LISTS, remedy="leave each in one, or --allow_overlap true")
         logger.warning(f"{fact}: test results say nothing about new patients")
 
+    slice_files = _listed(root, "train.txt", slices, "train_npz/{}.npz")
+    volume_files = _listed(root, "test_vol.txt", volumes, "test_vol_h5/{}.npy.h5")
+
     cases: dict[str, list[str]] = {}
     for name in slices:
         cases.setdefault(name.split("_")[0], []).append(name)
     held_out = _held_out(sorted(cases), val_cases, seed, root) if selection == "holdout" else []
 
     def npz(names: Sequence[str]) -> list[str]:
-        return [_as_text(_existing(root / "train_npz" / f"{name}.npz")) for name in names]
-
-    def h5(name: str) -> str:
-        return _as_text(_existing(root / "test_vol_h5" / f"{name}.npy.h5"))
+        return [_as_text(slice_files[name]) for name in names]
 
     training = [file for case, names in cases.items() if case not in held_out for file in npz(names)]
     validation = [npz(sorted(cases[case])) for case in held_out]
     return DataSplit(
         train=[{"image": file, "label": file} for file in training],
         validation=[{"image": files, "label": files} for files in validation],
-        test=[{"image": h5(name), "label": h5(name)} for name in volumes],
+        test=[{"image": _as_text(file), "label": _as_text(file)} for file in volume_files.values()],
         rule=f"{metric} on held-out training cases" if held_out else "lowest training loss, as published",
     )
 
@@ -352,6 +353,31 @@ def _read_list(root: Path, name: str) -> list[str]:
     return _some(read_list(file), file)
 
 
+def _listed(root: Path, name: str, names: Sequence[str], place: str) -> dict[str, Path]:
+    """The names of a list, each with its file.
+
+    Args:
+        root: the data set.
+        name: of the list.
+        names: what it holds.
+        place: where its files are, `{}` for a name.
+
+    Raises:
+        InputError: when one is missing.
+    """
+    files = {listed: root / place.format(listed) for listed in names}
+    for listed, file in files.items():
+        if not _exists(file):
+            several = len(re.split(r"[\s,;]+", listed)) > 1
+            again = "run `python -m prepare synapse` again with --overwrite"
+            raise InputError(
+                f"names {shortened(listed)}, but {place.format(shortened(listed))} is missing",
+                path=root / SYNAPSE_LISTS / name,
+                remedy="write one name in a line" if several else again,
+            )
+    return files
+
+
 def _some(names: list[str], file: Path) -> list[str]:
     """The names of a list, each once.
 
@@ -367,16 +393,11 @@ def _some(names: list[str], file: Path) -> list[str]:
     return different
 
 
-def _existing(file: Path) -> Path:
+def _exists(file: Path) -> bool:
     try:
-        there = file.is_file()
+        return file.is_file()
     except OSError:  # a name that is too long
-        there = False
-    if not there:
-        several = len(re.split(r"[\s,;]+", stem(file))) > 1
-        remedy = "write one name in a line" if several else "run `python -m prepare synapse` again with --overwrite"
-        raise InputError("is listed but missing", path=file, remedy=remedy)
-    return file
+        return False
 
 
 def _held_out(cases: list[str], wanted: int | str | Sequence[str], seed: int, root: Path) -> list[str]:

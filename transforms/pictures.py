@@ -52,6 +52,8 @@ EXIF_ORIENTATION = "exif_orientation"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 INFLATED = 1 << 20
+# Kinds of frames, and the bits that a block takes at least: baseline and extended, progressive.
+JPEG_BITS = {0xC0: 2, 0xC1: 2, 0xC2: 1}
 
 logger = logging.getLogger(__name__)
 _said: set[str] = set()
@@ -79,6 +81,7 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
         if not content:
             raise InputError("is empty", path=path, remedy=COPY_AGAIN)
         _check_png(content)
+        _check_jpeg(content)
         with Image.open(BytesIO(content), formats=FORMATS) as file:
             frames = getattr(file, "n_frames", 1)
             # The further pictures in a camera's JPEG are previews.
@@ -128,6 +131,29 @@ def _check_png(content: bytes) -> None:
         place = end + 4
     if claimed is not None and held != claimed:
         raise OSError(f"its header claims {claimed} bytes of pixels, it holds {'more' if held > claimed else held}")
+
+
+def _check_jpeg(content: bytes) -> None:
+    """Refuses a JPEG that claims more blocks of 8 × 8 pixels than its bits could hold: Pillow fills them with grey.
+
+    A block takes two bits at least, one where it is progressive. Fewer claimed in excess cannot be told.
+
+    Raises:
+        OSError: saying what is wrong.
+    """
+    if not content.startswith(b"\xff\xd8"):
+        return
+    place = 2
+    while place + 9 <= len(content) and content[place] == 0xFF:
+        kind, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
+        if kind in JPEG_BITS:
+            height, width = struct.unpack_from(">HH", content, place + 5)
+            blocks = -(height // -8) * -(width // -8)
+            if blocks * JPEG_BITS[kind] > 8 * len(content):
+                raise OSError(f"its header claims {height} × {width} pixels, it holds fewer")
+            return
+        # padding has no length
+        place += 1 if kind == 0xFF else 2 + length
 
 
 def _png_bytes(

@@ -181,7 +181,7 @@ def of_folders(world: str, option: str, folder: str) -> Iterator[Input]:
         if not name.startswith("-"):
             named = (name, repr(name)[1:-1], option)
             # a macro of MONAI's
-            expected = FAILS if name.startswith("%") else EITHER
+            expected = FAILS if name.startswith("%") and not world.startswith("prepare") else EITHER
             yield Input(WORLDS[world], f"--{option} {name!r}", edit, expected, named, tuple(words), "name")
 
 

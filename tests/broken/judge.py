@@ -22,7 +22,7 @@ MACHINE = re.compile(
     r"^\w*(Error|Exception|Warning|Exit)\b:|ConfigExpression|^ERROR: |object has no attribute|site-packages"
 )
 # Of a table of results, which counts the cases.
-HEADING = re.compile(r"; model selected by: ")
+HEADING = re.compile(r"; model selected by: |^sizes? (from )?\d")
 # What is left of a bar in front of a line.
 BAR = re.compile(r"\d%\|.*\d/\d")
 # Where a run may leave what it had begun: TensorBoard's events, and what is asked for by a broken input itself.

@@ -64,7 +64,7 @@ def test_good_pictures_are_summed_up(pictures: Path) -> None:
         "data checked, everything opened: training 12 of 12, test 4 of 4",
         "training: lesion in 12 of 12 opened",
         "test: lesion in 4 of 4 opened",
-        "sizes from 48 × 64 to 48 × 64",
+        "size 48 × 64",
         "empty masks: 0, full or inverted ones: 0",
         "images that show nothing: 0",
         "groups of equal images: 0, in different parts: 0",

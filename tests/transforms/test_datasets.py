@@ -175,7 +175,8 @@ def test_what_is_wrong_with_synapse_data_is_one_line(synapse: Path) -> None:
     with pytest.raises(InputError, match="val_cases case0001 are no training cases"):
         synapse_split(synapse, ["case0001"])
     (synapse / "train_npz/case0005_slice001.npz").unlink()
-    with pytest.raises(InputError, match=r"case0005_slice001\.npz: is listed but missing"):
+    line = r"train\.txt: names case0005_slice001, but train_npz.case0005_slice001\.npz is missing"
+    with pytest.raises(InputError, match=line):
         synapse_split(synapse, 1, selection="paper")
 
 
@@ -374,6 +375,6 @@ def test_several_names_in_one_line_are_told(between: str, files: Files) -> None:
     with pytest.raises(InputError, match="write one name in a line$"):
         synapse_split(root, selection="paper")
     (root / "lists/lists_Synapse/train.txt").write_text("x" * 100_000)
-    with pytest.raises(InputError, match="is listed but missing") as caught:
+    with pytest.raises(InputError, match="is missing; ") as caught:
         synapse_split(root, selection="paper")
     assert len(str(caught.value)) < 1000

@@ -302,3 +302,20 @@ def test_a_png_that_claims_more_or_less_than_it_holds_is_refused(
     file.write_bytes(content[:8] + chunk(b"IHDR", header) + content[33:])
     with pytest.raises(InputError, match=r"its header claims \d+ bytes of pixels, it holds (more|\d+)"):
         read_picture(file)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_claims_far_more_than_it_holds_is_refused(progressive: bool, tmp_path: Path) -> None:
+    # one grey is as small as a JPEG gets
+    for number, colour in enumerate(((0, 0, 0), (120, 130, 140))):
+        good = tmp_path / f"good{number}.jpg"
+        Image.new("RGB", (2000, 3000), colour).save(good, progressive=progressive, optimize=True, quality=1)
+        assert read_picture(good).shape == (3000, 2000, 3)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "bad.jpg", progressive=progressive)
+    content = bytearray((tmp_path / "bad.jpg").read_bytes())
+    frame = content.index(b"\xff\xc2" if progressive else b"\xff\xc0")
+    content[frame + 5 : frame + 9] = (9000).to_bytes(2, "big") * 2
+    (tmp_path / "bad.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.jpg: .* claims 9000 × 9000 pixels, it holds fewer"):
+        read_picture(tmp_path / "bad.jpg")
