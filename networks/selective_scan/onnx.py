@@ -50,7 +50,7 @@ def to_onnx(network: nn.Module, image: Tensor, dynamic_shapes: Mapping[int, Any]
         ModuleNotFoundError: when onnx or onnxscript is not installed.
 
     Example:
-        >>> program = to_onnx(nn.Conv2d(1, 1, 1), torch.zeros(2, 1, 4, 4), {0: torch.export.Dim.DYNAMIC})
+        >>> program = to_onnx(nn.Conv2d(1, 1, 1).eval(), torch.zeros(2, 1, 4, 4), {0: torch.export.Dim.DYNAMIC})
         >>> [node.op_type for node in program.model.graph]
         ['Conv']
     """
