@@ -1,9 +1,10 @@
-"""`python -m bundles runs|reproduce …`: what trainings have left, and whether one can be repeated."""
+"""`python -m bundles show|export|runs|reproduce …`: what configurations run, files for others, and past trainings."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,10 @@ from typing import Any
 
 import torch
 
+from bundles.configurations import settings_of
+from bundles.export import SUFFIX, export_bundle
+from bundles.run import one_line
+from bundles.show import show
 from networks.training.provenance import FILE, read_run
 from networks.weights import read_checkpoint
 from transforms import InputError
@@ -120,14 +125,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     repeating = commands.add_parser("reproduce", help=about, description=about[0].upper() + about[1:])
     repeating.add_argument("folder", type=Path, metavar="RUN", help="the folder that holds its run.json")
     repeating.add_argument("--out", type=Path, metavar="DIR", help="folder of the repetition (RUN/reproduced)")
-    options = parser.parse_args(arguments)
+    about = "the resolved configuration, the file each key comes from, and all that it would run, without running any"
+    showing = commands.add_parser("show", help=about, description=about[0].upper() + about[1:])
+    showing.add_argument("what", nargs="+", metavar="BUNDLE_OR_CONFIG", help="a bundle, or files, overlays last")
+    showing.add_argument(
+        "--config", default="inference", metavar="NAMES", help="a bundle's: train, or train,evaluate … (%(default)s)"
+    )
+    about = (
+        "one file that runs without this project, compared with the network that it was made of; it executes the"
+        " bundle's configuration. Further settings are overrides: --image_size 64"
+    )
+    exporting = commands.add_parser("export", help=about, description=about[0].upper() + about[1:])
+    exporting.add_argument("bundle", metavar="BUNDLE", help="its folder or name")
+    exporting.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a checkpoint")
+    exporting.add_argument("--format", choices=[*SUFFIX], required=True)
+    exporting.add_argument("--output", type=Path, metavar="FILE", help="(beside the weights, under their name)")
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "export":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        if options.command == "show":
+            print(show(options.what, options.config))
+            return 0
+        if options.command == "export":
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+            export_bundle(options.bundle, options.weights, options.format, options.output, settings_of(rest))
+            return 0
         if options.command == "runs":
             list_runs(options.folder)
             return 0
         return 0 if reproduce(options.folder.resolve(), (options.out or options.folder / "reproduced").resolve()) else 1
-    except (InputError, OSError, ValueError) as error:
-        print(error, file=sys.stderr)
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        print(line, file=sys.stderr)
         return 1
 
 

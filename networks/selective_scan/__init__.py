@@ -2,6 +2,7 @@
 
 - `reference`: a loop over the positions in PyTorch; slow, obvious, the only one that computes in float64.
 - `parallel`: PyTorch only, no loop over the length; runs everywhere, and is what tracing, scripting and export use.
+- `onnx`: no backend, but what `onnx.to_onnx` writes: one standard `Scan` for any length.
 - `cpu`: the native kernel, built at installation where there is a C compiler.
 - `mamba_ssm`: that package's own kernel for NVIDIA GPUs, where it is installed.
 - `triton`: kernels for NVIDIA GPUs, compiled by the Triton that comes with PyTorch.
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu, mamba_ssm, parallel, reference, triton_scan
+from . import cpu, mamba_ssm, onnx, parallel, reference, triton_scan
 
 __all__ = ["available_backends", "default_backend", "selective_scan", "selective_scan_2d"]
 
@@ -168,7 +169,8 @@ def selective_scan(
             if torch.jit.is_tracing():
                 return _scripted("selective_scan")(u, delta, A, B, C, D, delta_bias, delta_softplus)
             if torch.compiler.is_exporting():
-                return parallel.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+                form = onnx if onnx.exporting() else parallel
+                return form.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
             if u.dim() != 3 or A.dim() != 2 or B.dim() != 4 or A.shape[0] % B.shape[1]:
                 raise ValueError(
                     "selective scan: expected u (batch, G·d, L), A (G·d, N) and B (batch, G, N, L), got u"
@@ -233,7 +235,8 @@ def selective_scan_2d(
             if torch.jit.is_tracing():
                 return _scripted("selective_scan_2d")(x, x_dbl, dt_weight, A, D, dt_bias)
             if torch.compiler.is_exporting():
-                return parallel.selective_scan_2d(x, x_dbl, dt_weight, A, D, dt_bias)
+                form = onnx if onnx.exporting() else parallel
+                return form.selective_scan_2d(x, x_dbl, dt_weight, A, D, dt_bias)
             if x.dim() != 4 or A.dim() != 2 or dt_weight.dim() != 3:
                 raise ValueError(
                     "selective scan: expected x (B, H, W, d), A (4·d, N) and dt_weight (4, d, R), got x"
