@@ -6,6 +6,7 @@ epochs. These functions find that out before any work.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import math
@@ -293,8 +294,8 @@ def refuse_no_python(config: Any, name: str = "") -> None:
     elif isinstance(config, str) and config.startswith("$") and not os.path.lexists(config):
         try:
             # MONAI replaces references by code
-            compile(re.sub(r"@\w+((#|::)\w+)*", "_", config[1:].strip()), "", "exec")
-        except (SyntaxError, ValueError) as error:
+            ast.parse(re.sub(r"@\w+((#|::)\w+)*", "_", config[1:].strip()))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = getattr(error, "msg", None) or error
             fact = f"--{name} {shortened(printable(config))}: no Python expression ({reason})"
             raise InputError(fact) from error

@@ -549,7 +549,7 @@ ELSEWHERE = {"dataset_dir", "pretrained", "tracking", "config_file"}
 OTHER = {
     *("raw", "out", "size", "split", "splits", "split-files", "include-normal", "deduplicate", "overwrite", "seed"),
     *("full", "label-ids", "output", "spacing", "standalone", "nproc_per_node", "no-build-isolation", "allow-missing"),
-    *("weights", "format"),
+    *("weights", "format", "images"),
 }
 
 
