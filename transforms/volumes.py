@@ -1,4 +1,4 @@
-"""Volumes and slices, in and out: NIfTI, prepared or released HDF5, and the npz slices that networks train on.
+"""Volumes and slices, in and out: NIfTI, NRRD, MetaImage, HDF5, and the npz slices that networks train on.
 
 Every command opens its files here. What is read is right, or refused by an `InputError` that names the file. What had
 to be guessed is logged as a warning.
@@ -21,7 +21,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,16 @@ import nibabel as nib
 import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import ImageReader, MetaTensor
+from monai.data.nvimgcodec_pydicom_plugin import is_nvimgcodec_available
 from monai.transforms import SaveImage, SaveImaged
+from monai.transforms.io.array import SUPPORTED_READERS
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, convert_to_numpy, ensure_tuple
 from nibabel.imageglobals import logger as nibabel_log
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from transforms.files import VOLUME_SUFFIXES, InputError, PathLike, has_suffix, replacing, stem
 from transforms.intensity import WINDOW_HU
+from transforms.itk import ITK_SUFFIXES, itk_shape, read_itk, write_itk
 
 # Of prepared volumes (D, H, W): slices run towards Superior, rows Posterior, columns the patient's Left.
 ORIENTATION = "SPL"
@@ -88,18 +91,22 @@ DAMAGE = (
 
 logger = logging.getLogger(__name__)
 
+# Beside pydicom each LoadImage makes one of every reader, and this one warns where its library is not there.
+if not is_nvimgcodec_available():
+    SUPPORTED_READERS.pop("nvimgcodecpydicomreader", None)
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
     """An image or label map, and where it lies.
 
     Args:
-        array: (D, H, W) from HDF5, (X, Y, Z) from NIfTI; labels are whole numbers.
+        array: (D, H, W) from HDF5, (X, Y, Z) from the others; labels are whole numbers.
         affine: (4, 4), array index → RAS mm.
         spacing_mm: (3,) voxel size along the array's axes, or None where the file does not say.
         geometry: "file" where the file gives the affine, "assumed" where it does not.
         window_hu: the Hounsfield window that values in [0, 1] stand for; None for Hounsfield units and labels.
-        header: nibabel's header of a NIfTI file.
+        source: what a mask needs to be written in the same format, under the names that the metadata have.
 
     Example:
         >>> Volume(np.zeros((2, 3, 4)), SPL_AFFINE, None, "assumed").array.shape
@@ -111,11 +118,11 @@ class Volume:
     spacing_mm: tuple[float, ...] | None
     geometry: str
     window_hu: tuple[float, float] | None = None
-    header: Any = None
+    source: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_volume(path: PathLike, dataset: str = "image", assume_hu: bool = False) -> Volume:
-    """One volume of a NIfTI file (.nii, .nii.gz, or a pair .hdr and .img) or of an HDF5 file.
+    """One volume of a NIfTI file (.nii, .nii.gz, or a pair .hdr and .img), NRRD, MetaImage or HDF5 file.
 
     NIfTI: the affine is nibabel's, the sform before the qform. (X, Y, Z, 1) is one volume, as is (X, Y). Voxels that
     are NaN are taken as air, with a warning. HDF5: `python -m prepare synapse` gives attributes, `affine`, `spacing_mm`
@@ -124,8 +131,8 @@ def read_volume(path: PathLike, dataset: str = "image", assume_hu: bool = False)
 
     Args:
         path: of the file.
-        dataset: "image" or "label": of an HDF5 file the data set, of a NIfTI file what it holds. Labels are rounded
-            where they are within 0.01 of whole numbers.
+        dataset: "image" or "label": of an HDF5 file the data set, of others what they hold. Labels are rounded where
+            they are within 0.01 of whole numbers.
         assume_hu: take an image that does not look like Hounsfield units for such.
 
     Raises:
@@ -144,7 +151,7 @@ def read_volume(path: PathLike, dataset: str = "image", assume_hu: bool = False)
         return _read_hdf5(path, dataset)
     if not has_suffix(path, VOLUME_SUFFIXES):
         raise InputError("is no volume", path=path, remedy=f"expected {', '.join(VOLUME_SUFFIXES)}")
-    volume = _read_nifti(path)
+    volume = _read_itk(path) if has_suffix(path, ITK_SUFFIXES) else _read_nifti(path)
     if dataset == "label":
         return replace(volume, array=whole_numbers(volume.array, path))
     check_hounsfield(volume.array, path, assume_hu)
@@ -264,11 +271,11 @@ def on_grid(array: np.ndarray, affine: np.ndarray, target: np.ndarray, shape: Se
 
 
 class VolumeReader(ImageReader):
-    """NIfTI and HDF5 volumes for `LoadImaged`, see `read_volume`.
+    """Volumes for `LoadImaged`, see `read_volume`.
 
-    NIfTI keeps its own orientation and Hounsfield units: `Orientationd(axcodes="SPL")` and `WindowHUd` make both alike.
-    Metadata beside MONAI's: `geometry`; `spacing_mm` where the file says so; `window_hu` of an HDF5 image;
-    `nifti_header`, the header's bytes as hexadecimal digits.
+    All but HDF5 keep their own orientation and Hounsfield units: `Orientationd(axcodes="SPL")` and `WindowHUd` make
+    them alike. Metadata beside MONAI's: `geometry`; `spacing_mm` where the file says so; `window_hu` of an HDF5 image;
+    `nifti_header`, the header's bytes as hexadecimal digits, or `itk_geometry`, as JSON.
 
     Args:
         dataset: "image" or "label".
@@ -296,7 +303,7 @@ class VolumeReader(ImageReader):
         return tuple(map(Path, ensure_tuple(data)))
 
     def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict]:
-        """(array, metadata): (D, H, W) from HDF5, (X, Y, Z) from NIfTI.
+        """(array, metadata): (D, H, W) from HDF5, (X, Y, Z) from the others.
 
         Raises:
             InputError: when there are several files, or one that cannot be taken.
@@ -317,19 +324,17 @@ class VolumeReader(ImageReader):
             meta["spacing_mm"] = np.asarray(volume.spacing_mm)
         if volume.window_hu is not None:
             meta["window_hu"] = np.asarray(volume.window_hu)
-        if volume.header is not None:
-            # digits, which go through data loaders
-            meta["nifti_header"] = volume.header.binaryblock.hex()
-        return volume.array, meta
+        return volume.array, meta | dict(volume.source)
 
 
 class SaveImageVolume(SaveImage):
     """Writes a label map as `NAME_pred.nii.gz` on the grid of the image that it belongs to, whole or not at all.
 
     Of a NIfTI image the header is taken over: shape, sform, qform, their codes and units, so that every program sees
-    the mask where it sees the image. Of a prepared HDF5 image the affine is written. Of a released one, whose geometry
-    is not known, unit voxels are, with a note in the header by which `read_volume` knows them. MONAI's tools know the
-    step by its base class; its other options have no effect.
+    the mask where it sees the image. Of NRRD and MetaImage the format is, as `NAME_pred.nrrd` and `NAME_pred.mha`, with
+    origin, spacing and direction. Of a prepared HDF5 image the affine is written. Of a released one, whose geometry is
+    not known, unit voxels are, with a note in the header by which `read_volume` knows them. MONAI's tools know the step
+    by its base class; its other options have no effect.
 
     Args:
         output_dir: folder of the masks, made if need be.
@@ -368,11 +373,7 @@ class SaveImageVolume(SaveImage):
         path = Path(filename or self.output_dir / f"{stem(image)}_{self.postfix}")
         labels = whole_numbers(convert_to_numpy(img)[0], path)
         affine = np.asarray(img.affine if isinstance(img, MetaTensor) else meta.get(MetaKeys.AFFINE, SPL_AFFINE))
-        mask = _mask_like_input(labels, affine.astype(float), meta)
-        if mask is None:
-            raise ValueError(f"{path}: shape {labels.shape} and affine are not those of the image, however turned")
-        with replacing(f"{path}.nii.gz") as temporary:
-            nib.save(mask, temporary)
+        write_like_input(labels, affine.astype(float), meta, path)
         self._data_index += 1
         return img
 
@@ -556,9 +557,19 @@ def _nifti(path: Path) -> Volume:
     except (*DAMAGE, nib.spatialimages.HeaderDataError) as error:
         raise InputError(f"not a readable {kind} ({_line(error)})", path=path, remedy=COPY_AGAIN) from error
     array = _native(array.reshape((*shape, 1)[:3], order="F"))
+    # digits, which go through data loaders
+    source = {"nifti_header": header.binaryblock.hex()}
     if bytes(header["descrip"]).startswith(ASSUMED):
-        return Volume(array, affine, None, "assumed", header=header)
-    return Volume(array, affine, tuple(nib.affines.voxel_sizes(affine).tolist()), "file", header=header)
+        return Volume(array, affine, None, "assumed", source=source)
+    return Volume(array, affine, tuple(nib.affines.voxel_sizes(affine).tolist()), "file", source=source)
+
+
+def _read_itk(path: Path) -> Volume:
+    array, affine, geometry = read_itk(path)
+    _check_numbers(array.dtype, path)
+    _check_affine(affine, path, "its header")
+    spacing = tuple(nib.affines.voxel_sizes(affine).tolist())
+    return Volume(_native(array), affine, spacing, "file", source={"itk_geometry": geometry})
 
 
 def _affine(header: Any, block: bytes, path: Path, shape: Sequence[int]) -> np.ndarray:
@@ -719,8 +730,49 @@ def _corners(shape: Sequence[int]) -> np.ndarray:
     return np.array(list(itertools.product(*((0, size - 1) for size in (*shape, 1)[:3]), (1,)))).T
 
 
-def _mask_like_input(labels: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any]) -> nib.Nifti1Image | None:
-    """A NIfTI image of the labels on the grid of the image that was read; None where they do not lie on it."""
+def write_like_input(labels: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any], path: Path) -> Path:
+    """Writes a label map on the grid of the image that was read, and in its format; HDF5's is NIfTI.
+
+    Args:
+        labels: (D, H, W), unsigned integers.
+        affine: array index → RAS mm, the image's or that of the image turned.
+        meta: of the image, from `VolumeReader`.
+        path: without suffix.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: when the labels do not lie on the image's grid, however turned.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_like_input(np.zeros((4, 3, 2), np.uint8), SPL_AFFINE, {}, Path(folder, "a")).name
+        'a.nii.gz'
+    """
+    if "itk_geometry" in meta:
+        geometry = meta["itk_geometry"]
+        return write_itk(path, _turned(labels, affine, meta, itk_shape(geometry), path), geometry)
+    mask = _nifti_like_input(labels, affine, meta, path)
+    file = Path(f"{path}.nii.gz")
+    with replacing(file) as temporary:
+        nib.save(mask, temporary)
+    return file
+
+
+def _turned(
+    labels: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any], shape: Sequence[int], path: Path
+) -> np.ndarray:
+    """The labels on the grid of the image, which had this shape when it was read."""
+    turned = on_grid(labels, affine, np.asarray(meta[MetaKeys.ORIGINAL_AFFINE], float), (*shape, 1)[:3])
+    if turned is None:
+        raise ValueError(f"{path}: shape {labels.shape} and affine are not those of the image, however turned")
+    return turned
+
+
+def _nifti_like_input(labels: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any], path: Path) -> nib.Nifti1Image:
+    """A NIfTI image of the labels on the grid of the image that was read."""
     if "nifti_header" not in meta:
         mask = nib.Nifti1Image(labels, affine)
         mask.set_sform(affine, code=1)
@@ -734,14 +786,12 @@ def _mask_like_input(labels: np.ndarray, affine: np.ndarray, meta: Mapping[str, 
     kind = nib.Nifti1Image if len(block) == nib.Nifti1Header.sizeof_hdr else nib.Nifti2Image
     header = kind.header_class(block, check=False).as_byteswapped("<")
     shape = header.get_data_shape()
-    turned = on_grid(labels, affine, np.asarray(meta[MetaKeys.ORIGINAL_AFFINE], float), (*shape, 1)[:3])
-    if turned is None:
-        return None
+    turned = _turned(labels, affine, meta, shape, path)
     # What the header says of the image's numbers does not hold for the labels.
     header.set_data_dtype(labels.dtype)
     header.set_slope_inter(1, 0)
-    for field in ("cal_max", "cal_min", "intent_code", "intent_p1", "intent_p2", "intent_p3", "vox_offset"):
-        header[field] = 0
+    for name in ("cal_max", "cal_min", "intent_code", "intent_p1", "intent_p2", "intent_p3", "vox_offset"):
+        header[name] = 0
     header["intent_name"] = header["aux_file"] = b""
     header["magic"] = header.single_magic
     # Without an affine nibabel leaves sform and qform alone.

@@ -322,7 +322,7 @@ def test_damage_is_an_error_wherever_it_is(tmp_path: Path) -> None:
         ("link.nii", "no such file"),
         ("folder.nii", "is a folder"),
         ("half.hdr", "half.img: no such file"),
-        ("scan.mha", "is no volume"),
+        ("scan.mgz", "is no volume"),
     ]:
         with pytest.raises(InputError, match=what):
             # Through MONAI's loader too, which tries its other readers when `read` raises.
