@@ -142,6 +142,7 @@ RULES: Mapping[str, tuple[str, Rule]] = {
         ),
         ("true or false", _one_of(True, False)),
     ),
+    "seg_type": ("binary or labelmap", _one_of("binary", "labelmap")),
     "resume": ("true, false or auto", _one_of(True, False, "auto")),
     "ckpt_interval": ("a whole number above 0", _whole(1)),
     **dict.fromkeys(("ckpt_minutes", "clip_grad"), ("a number, 0 or above", _at_least_0)),

@@ -19,11 +19,12 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
+from transforms.dicom import dicom_items
 from transforms.files import (
+    DICOM_SUFFIXES,
     PICTURE_SUFFIXES,
     InputError,
     PathLike,
-    by_name,
     list_files,
     pair_masks,
     passed_over,
@@ -41,6 +42,10 @@ BTCV_IDS = (8, 4, 3, 2, 6, 11, 1, 7)
 
 SYNAPSE_LISTS = Path("lists/lists_Synapse")
 SELECTIONS = ("holdout", "paper")
+
+# What lies in the former is what the latter's pictures show.
+LABEL_FOLDERS = ("mask", "masks", "label", "labels", "labelstr", "annotations", "gt", "groundtruth")
+IMAGE_FOLDERS = ("image", "images", "img", "imgs", "imagestr", "imagests")
 
 logger = logging.getLogger(__name__)
 
@@ -282,10 +287,26 @@ def image_split(
     return DataSplit(training, validation, test, f"{metric} on held-out training images")
 
 
-def find_files(path: PathLike | Sequence[PathLike], suffixes: Sequence[str]) -> list[dict[str, str]]:
+def find_files(
+    path: PathLike | Sequence[PathLike],
+    suffixes: Sequence[str],
+    *,
+    dicom: str | None = None,
+    recursive: bool = False,
+    leave_out: PathLike | None = None,
+) -> list[dict[str, Any]]:
     """[{"image": file}] for a file, a pattern, the files in a folder that end in one of `suffixes`, or a list of those.
 
     Masks, probabilities and the like beside their image are no input: `a_mask.png` is passed over where `a.jpg` is.
+    "name" is there where results are to be called otherwise than the file: those of sub-folders lie in such, too.
+
+    Args:
+        path: what is given.
+        suffixes: of files that are taken.
+        dicom: "series" takes DICOM too, and the "image" of a series is the list of its files; "frames" takes each frame
+            of DICOM pictures, see `dicom_items`. None passes DICOM over.
+        recursive: look into sub-folders; of `images` beside `masks` or `labels` only into the former.
+        leave_out: a folder that is not looked into, where results lie.
 
     Raises:
         InputError: when there is none, or when results of two would have the same name.
@@ -299,25 +320,60 @@ def find_files(path: PathLike | Sequence[PathLike], suffixes: Sequence[str]) -> 
     # a pattern that was quoted comes as it is
     given = [found for one in given for found in (_matching(one) if not one.exists() else [one])]
     passed: Counter[str] = Counter()
-    files: list[Path] = []
+    roots: dict[Path, Path] = {}
+    scans: dict[Path, Path] = {}
     for one in given:
         if not one.exists():
             raise InputError("does not exist", path=one, remedy="give a file or a folder of them as --input")
-        files += list_files(one, suffixes, passed=passed)
-    files = list(dict.fromkeys(files))
+        root = one if one.is_dir() else one.parent
+        others: list[Path] = []
+        found = _apart(list_files(one, suffixes, recursive, passed, others if dicom else None), one, leave_out, passed)
+        roots |= {file: root for file in found if file not in roots}
+        scans |= {file: root for file in _apart(others, one, leave_out, passed) if file not in scans}
+    files = list(roots)
     if len(given) > 1 or any(one.is_dir() for one in given):
         files = without_by_products(files, passed)
+    items: list[dict[str, Any]] = []
+    for file in files:
+        folder = file.parent.relative_to(roots[file]).as_posix()
+        items.append({"image": _as_text(file)} | ({"name": f"{folder}/{stem(file)}"} if folder != "." else {}))
+    for root in dict.fromkeys(scans.values()):
+        items += dicom_items([file for file in scans if scans[file] == root], root, dicom == "frames", passed)
     words = passed_over(passed)
-    if not files:
-        fact = f"is or holds no {', '.join(suffixes)} file" + f" ({words})" * bool(words and one.is_dir())
+    if not items:
+        known = ", ".join((*suffixes, *DICOM_SUFFIXES) if dicom else suffixes)
+        fact = f"is or holds no {known} file" + f" ({words})" * bool(words and one.is_dir())
         raise InputError(fact, path=given[0] if given else None)
     if words:
         logger.info(f"{printable(str(given[0]))}{' …' * (len(given) > 1)}: {words}")
-    try:
-        by_name(files, stem)
-    except InputError as error:
-        raise InputError(f"{error}, or their results would overwrite each other") from error
-    return [{"image": _as_text(file)} for file in files]
+    taken: dict[str, str] = {}
+    for item in items:
+        image = item["image"] if isinstance(item["image"], str) else item["image"][0]
+        other = taken.setdefault(same_letters(item.get("name") or stem(image)), image)
+        if other is not image:
+            remedy = "rename or remove one of them, or their results would overwrite each other"
+            raise InputError(f"has the same name as {printable(image)}", path=other, remedy=remedy)
+    return items
+
+
+def _apart(files: Sequence[Path], given: Path, leave_out: PathLike | None, passed: Counter[str]) -> list[Path]:
+    """The files without those in the folder to leave out, and in folders of labels beside one of images."""
+    kept = []
+    out = None if leave_out is None else Path(str(leave_out)).absolute()
+    for file in files:
+        folders = [] if file == given else [one for one in file.parents if one != given and one.is_relative_to(given)]
+        labels = next((one for one in folders if one.name.lower() in LABEL_FOLDERS and _beside_images(one)), None)
+        if out is not None and folders and file.absolute().is_relative_to(out):
+            passed["result"] += 1
+        elif labels is not None:
+            passed[f"in {labels.name}"] += 1
+        else:
+            kept.append(file)
+    return kept
+
+
+def _beside_images(folder: Path) -> bool:
+    return any(one.is_dir() and one.name.lower() in IMAGE_FOLDERS for one in folder.parent.iterdir())
 
 
 def _matching(pattern: Path) -> list[Path]:

@@ -21,14 +21,15 @@ from pathlib import Path
 PathLike = str | os.PathLike[str]
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".h5", ".hdf5", ".nrrd", ".nhdr", ".mha", ".mhd")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 # What systems leave in folders, besides hidden files.
 CLUTTER = ("Thumbs.db", "desktop.ini", "__MACOSX")
 
-_VOLUME, _PICTURE = ("|".join(map(re.escape, suffixes)) for suffixes in (VOLUME_SUFFIXES, PICTURE_SUFFIXES))
+_VOLUME, _OTHERS = ("|".join(map(re.escape, some)) for some in (VOLUME_SUFFIXES, PICTURE_SUFFIXES + DICOM_SUFFIXES))
 # The released Synapse volumes are called case0001.npy.h5; .npz are slices to train on.
-_SUFFIX = re.compile(rf"(?<=.)((\.npy)?({_VOLUME})|{_PICTURE}|\.npz)\Z", re.IGNORECASE | re.DOTALL)
+_SUFFIX = re.compile(rf"(?<=.)((\.npy)?({_VOLUME})|{_OTHERS}|\.npz)\Z", re.IGNORECASE | re.DOTALL)
 # What masks, predictions and by-products add to the name of their image.
 _ADDED = r"_(segmentation|seg|mask(_\d+)?|superpixels|probability(_\d+)?|labels?|gt|prediction|pred|trans|lesion)\Z"
 _ADDITION = re.compile(rf"(?<=.){_ADDED}", re.IGNORECASE | re.DOTALL)
@@ -138,6 +139,24 @@ def has_suffix(path: PathLike, suffixes: Sequence[str]) -> bool:
     return os.fspath(path).lower().endswith(tuple(suffixes))
 
 
+def is_dicom(path: PathLike) -> bool:
+    """True for a file that is called as DICOM is, or has its mark in front and no other format's name.
+
+    Example:
+        >>> is_dicom("IM0001.dcm"), is_dicom(__file__)
+        (True, False)
+    """
+    if has_suffix(path, DICOM_SUFFIXES):
+        return True
+    if has_suffix(path, (*VOLUME_SUFFIXES, *PICTURE_SUFFIXES, ".npz")):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
 def stem(path: PathLike) -> str:
     """The file's name without its folder and without the suffix of a volume, picture or slice; other dots stay.
 
@@ -174,7 +193,11 @@ def made_of(path: PathLike) -> str:
 
 
 def list_files(
-    path: PathLike, suffixes: Sequence[str], recursive: bool = False, passed: Counter[str] | None = None
+    path: PathLike,
+    suffixes: Sequence[str],
+    recursive: bool = False,
+    passed: Counter[str] | None = None,
+    dicom: list[Path] | None = None,
 ) -> list[Path]:
     """The files in a folder that end in one of `suffixes`, sorted; hidden ones are left out, and `.img` beside `.hdr`.
 
@@ -183,6 +206,7 @@ def list_files(
         suffixes: in lower case; see `has_suffix`.
         recursive: look into sub-folders too.
         passed: counts what was left out, for `passed_over`.
+        dicom: gets the files that are DICOM by name or content.
 
     Raises:
         InputError: when `path` does not exist or may not be read.
@@ -204,6 +228,8 @@ def list_files(
             passed["hidden"] += 1
         elif file.is_dir():
             passed["sub-folder"] += not recursive
+        elif dicom is not None and file.is_file() and is_dicom(file):
+            dicom.append(file)
         elif not has_suffix(file, suffixes):
             passed[f"*{file.suffix.lower()}" if file.suffix else "without suffix"] += 1
         elif not file.exists():

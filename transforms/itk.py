@@ -49,7 +49,7 @@ def read_itk(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
         raise InputError("is a folder, expected a file", path=path)
     if not path.is_file():
         raise InputError("no such file", path=path)
-    sitk = _simpleitk()
+    sitk = import_simpleitk()
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if kind == "NRRD" else "MetaImageIO")
     reader.SetFileName(str(path))
@@ -97,7 +97,7 @@ def write_itk(path: PathLike, array: np.ndarray, geometry: str) -> Path:
         ...     file.name, read_itk(file)[1].diagonal().tolist()
         ('a_pred.nrrd', [-1.0, -1.0, 3.0, 1.0])
     """
-    sitk = _simpleitk()
+    sitk = import_simpleitk()
     known = json.loads(geometry)
     image = sitk.GetImageFromArray(array.T)
     image.SetOrigin(known["origin"])
@@ -119,8 +119,13 @@ def itk_shape(geometry: str) -> tuple[int, ...]:
     return tuple(json.loads(geometry)["shape"])
 
 
-def _simpleitk() -> Any:
-    # loaded where it is needed, as it takes a while
+def import_simpleitk() -> Any:
+    """SimpleITK without its own warnings. It is loaded where it is needed, as that takes a while.
+
+    Example:
+        >>> import_simpleitk().__name__
+        'SimpleITK'
+    """
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)

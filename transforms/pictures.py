@@ -9,6 +9,7 @@ user. So `read` only passes the path on, and `get_data` opens the file.
 
 from __future__ import annotations
 
+import json
 import logging
 import struct
 import warnings
@@ -23,10 +24,11 @@ import numpy as np
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import MapTransform, SaveImage, SaveImaged
-from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, convert_to_numpy, ensure_tuple
+from monai.utils import ImageMetaKey, MetaKeys, PostFix, SpaceKeys, convert_to_numpy, ensure_tuple
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from transforms.files import PICTURE_SUFFIXES, InputError, PathLike, has_suffix, printable, replacing, stem
+from transforms.dicom import read_frame, split_frame, write_segmentation
+from transforms.files import PICTURE_SUFFIXES, InputError, PathLike, has_suffix, is_dicom, printable, replacing, stem
 
 # Channels of each mode.
 PICTURE_MODES = {"L": 1, "RGB": 3, "BGR": 3, "RGBA": 4, "BGRA": 4}
@@ -47,6 +49,7 @@ COLOUR_SPREAD = {False: 24, True: 64}
 SHOWN = 10
 
 EXIF_ORIENTATION = "exif_orientation"
+DICOM_FILES = "dicom_files"
 
 # Channels of PNG's kinds of colour, and the first pixel and the steps (x, y, across, down) of its seven passes.
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -186,7 +189,7 @@ def read_picture(path: PathLike, mode: str = "RGB") -> np.ndarray:
     It is turned as viewers show it (EXIF orientation). Grey becomes three equal channels, palettes are looked up,
     transparency is dropped unless it is asked for. Grey of 16 bits is scaled to 8: 0 … 65535, but 0 … 4095 where no
     value is higher (12 bits), and 0 … 255 where none is higher than that. Refused: several pages or frames,
-    floating-point and negative values.
+    floating-point and negative values. Of DICOM see `read_frame`.
 
     Args:
         path: of the file.
@@ -212,6 +215,11 @@ def _read_picture(path: Path, mode: str) -> tuple[np.ndarray, int]:
     """The picture, and its EXIF orientation."""
     if mode not in PICTURE_MODES:
         raise InputError(f"mode must be one of {', '.join(PICTURE_MODES)}, got {mode!r}")
+    if is_dicom(split_frame(path)[0]):
+        if PICTURE_MODES[mode] == 4:
+            raise InputError("has no fourth channel (DICOM)", path=path, remedy="expected an alpha channel")
+        array = read_frame(path, mode)
+        return (array[..., ::-1] if mode == "BGR" else array), 1
     with _opened(path) as file:
         # Before anything decodes the pixels.
         deep = any("16" in str(tile.args) for tile in file.tile)
@@ -517,7 +525,9 @@ class PictureReader(ImageReader):
         self.mode = {None: mode, 1: "L", 3: colours[:3], 4: colours[:3] + "A"}[channels]
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        return all(has_suffix(name, PICTURE_SUFFIXES) for name in ensure_tuple(filename))
+        return all(
+            has_suffix(name, PICTURE_SUFFIXES) or is_dicom(split_frame(name)[0]) for name in ensure_tuple(filename)
+        )
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[Path]:
         """The paths themselves."""
@@ -532,7 +542,11 @@ class PictureReader(ImageReader):
         if len(img) != 1:
             raise InputError(f"expected one picture, got {', '.join(printable(str(file)) for file in img)}")
         array, orientation = _read_picture(img[0], self.mode)
-        return np.ascontiguousarray(array), _metadata(array, orientation)
+        meta = _metadata(array, orientation)
+        file, frame = split_frame(img[0])
+        if is_dicom(file) and frame is None:
+            meta[DICOM_FILES] = json.dumps([str(file)])
+        return np.ascontiguousarray(array), meta
 
 
 class MaskReader(PictureReader):
@@ -685,7 +699,8 @@ class SaveImageMask(SaveImage):
     """Writes the mask of a picture as `NAME_mask.png`, NAME being the picture's without suffix.
 
     The mask of one class is its probability cut at 0.5; of several classes the most probable wins. MONAI's tools know
-    the step by its base class; its other options have no effect.
+    the step by its base class; its other options have no effect. The mask of a DICOM picture is a DICOM-SEG,
+    `NAME_seg.dcm`; those of a DICOM file's several frames are PNG.
 
     Args:
         output_dir: folder of the masks, made if need be.
@@ -693,6 +708,9 @@ class SaveImageMask(SaveImage):
             and 255, several as their indices.
         probabilities: also write `NAME_probability.png`, 0 … 255; with several classes one file for each but the
             background, `NAME_probability_1.png` …
+        classes: names of the classes 1 … C, for DICOM.
+        seg_type: of DICOM: "binary" or "labelmap".
+        algorithm: its name, for DICOM.
 
     Example:
         >>> import tempfile
@@ -703,12 +721,23 @@ class SaveImageMask(SaveImage):
     """
 
     def __init__(
-        self, output_dir: PathLike, label_map: Mapping[int, int] | None = None, probabilities: bool = False
+        self,
+        output_dir: PathLike,
+        label_map: Mapping[int, int] | None = None,
+        probabilities: bool = False,
+        classes: Sequence[str] = (),
+        seg_type: str = "binary",
+        algorithm: str = "segmentation",
     ) -> None:
         super().__init__(output_dir, "mask", ".png", np.uint8, separate_folder=False, print_log=False)
         self.output_dir = Path(output_dir)
         self.numbers = {index: number for number, index in reversed(dict(label_map or {}).items())}
         self.probabilities = probabilities
+        self.segments: dict[str, Any] = {"classes": classes, "seg_type": seg_type, "algorithm": algorithm}
+
+    def place(self, name: str) -> Path:
+        """Folder and NAME of the files of that name."""
+        return self.output_dir / name
 
     def __call__(
         self, img: NdarrayOrTensor, meta_data: Mapping | None = None, filename: PathLike | None = None
@@ -726,7 +755,11 @@ class SaveImageMask(SaveImage):
         indices = (values[0] > 0.5).astype(int) if len(values) == 1 else values.argmax(0)
         numbers = self.numbers or ({1: 255} if len(values) == 1 else {})
         stored = [numbers.get(index, index) for index in range(max(len(values), 2))]
-        _save(np.array(stored, np.min_scalar_type(max(stored)))[indices], path, "mask")
+        if meta and DICOM_FILES in meta:
+            file = path.with_name(f"{path.name}_seg.dcm")
+            write_segmentation(file, indices.astype(np.uint8), None, meta[DICOM_FILES], **self.segments)
+        else:
+            _save(np.array(stored, np.min_scalar_type(max(stored)))[indices], path, "mask")
         if self.probabilities:
             foreground = values if len(values) == 1 else values[1:]
             for index, channel in enumerate(foreground, 1):
@@ -737,7 +770,7 @@ class SaveImageMask(SaveImage):
 
 
 class SaveImageMaskd(SaveImaged):
-    """Dictionary version of `SaveImageMask`.
+    """Dictionary version of `SaveImageMask`; an item's "name", where it has one, is NAME.
 
     Example:
         >>> import tempfile
@@ -755,9 +788,25 @@ class SaveImageMaskd(SaveImaged):
         label_map: Mapping[int, int] | None = None,
         probabilities: bool = False,
         allow_missing_keys: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
-        self.saver = SaveImageMask(output_dir, label_map, probabilities)
+        self.saver = SaveImageMask(output_dir, label_map, probabilities, **options)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Writes the files and returns the item."""
+        return save_items(self, data)
+
+
+def save_items(writer: SaveImaged, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    """Writes the keys of an item by the writer's `saver`, under the item's "name" where it has one."""
+    item = dict(data)
+    name = item.get("name")
+    for key in writer.key_iterator(item):
+        meta = item.get(f"{key}_{PostFix.meta()}")
+        filename = writer.saver.place(str(name)) if name else None  # type: ignore[attr-defined]
+        item[key] = writer.saver(item[key], meta_data=meta, filename=filename)
+    return item
 
 
 def _save(array: np.ndarray, path: Path, what: str) -> None:

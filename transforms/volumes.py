@@ -1,4 +1,4 @@
-"""Volumes and slices, in and out: NIfTI, NRRD, MetaImage, HDF5, and the npz slices that networks train on.
+"""Volumes and slices, in and out: NIfTI, NRRD, MetaImage, DICOM, HDF5, and the npz slices that networks train on.
 
 Every command opens its files here. What is read is right, or refused by an `InputError` that names the file. What had
 to be guessed is logged as a warning.
@@ -20,7 +20,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -38,9 +38,11 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys, convert_to_numpy, ens
 from nibabel.imageglobals import logger as nibabel_log
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from transforms.files import VOLUME_SUFFIXES, InputError, PathLike, has_suffix, replacing, stem
+from transforms.dicom import read_series, write_segmentation
+from transforms.files import VOLUME_SUFFIXES, InputError, PathLike, has_suffix, is_dicom, replacing, stem
 from transforms.intensity import WINDOW_HU
 from transforms.itk import ITK_SUFFIXES, itk_shape, read_itk, write_itk
+from transforms.pictures import save_items
 
 # Of prepared volumes (D, H, W): slices run towards Superior, rows Posterior, columns the patient's Left.
 ORIENTATION = "SPL"
@@ -275,7 +277,8 @@ class VolumeReader(ImageReader):
 
     All but HDF5 keep their own orientation and Hounsfield units: `Orientationd(axcodes="SPL")` and `WindowHUd` make
     them alike. Metadata beside MONAI's: `geometry`; `spacing_mm` where the file says so; `window_hu` of an HDF5 image;
-    `nifti_header`, the header's bytes as hexadecimal digits, or `itk_geometry`, as JSON.
+    `nifti_header`, the header's bytes as hexadecimal digits, or `itk_geometry` or `dicom_files`, as JSON. A DICOM
+    series is given as the list of its files.
 
     Args:
         dataset: "image" or "label".
@@ -296,22 +299,25 @@ class VolumeReader(ImageReader):
         self.assume_hu = assume_hu
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        return all(has_suffix(name, VOLUME_SUFFIXES) for name in ensure_tuple(filename))
+        return all(has_suffix(name, VOLUME_SUFFIXES) or is_dicom(name) for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[Path, ...]:
         """The paths themselves."""
         return tuple(map(Path, ensure_tuple(data)))
 
     def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict]:
-        """(array, metadata): (D, H, W) from HDF5, (X, Y, Z) from the others.
+        """(array, metadata): (D, H, W) from HDF5, slices, rows and columns from DICOM, (X, Y, Z) from the others.
 
         Raises:
-            InputError: when there are several files, or one that cannot be taken.
+            InputError: when there are several files that are no DICOM series, or one that cannot be taken.
         """
         files = ensure_tuple(img)
-        if len(files) != 1:
+        if files and self.dataset == "image" and all(map(is_dicom, files)):
+            volume = _read_dicom(files, self.assume_hu)
+        elif len(files) != 1:
             raise InputError(f"expected one file, got {', '.join(map(str, files)) or 'none'}")
-        volume = read_volume(files[0], self.dataset, self.assume_hu)
+        else:
+            volume = read_volume(files[0], self.dataset, self.assume_hu)
         meta = {
             MetaKeys.AFFINE: volume.affine.copy(),
             MetaKeys.ORIGINAL_AFFINE: volume.affine.copy(),
@@ -332,13 +338,16 @@ class SaveImageVolume(SaveImage):
 
     Of a NIfTI image the header is taken over: shape, sform, qform, their codes and units, so that every program sees
     the mask where it sees the image. Of NRRD and MetaImage the format is, as `NAME_pred.nrrd` and `NAME_pred.mha`, with
-    origin, spacing and direction. Of a prepared HDF5 image the affine is written. Of a released one, whose geometry is
-    not known, unit voxels are, with a note in the header by which `read_volume` knows them. MONAI's tools know the step
-    by its base class; its other options have no effect.
+    origin, spacing and direction. Of a DICOM series the mask is a DICOM-SEG, `NAME_seg.dcm`. Of a prepared HDF5 image
+    the affine is written. Of a released one, whose geometry is not known, unit voxels are, with a note in the header by
+    which `read_volume` knows them. MONAI's tools know the step by its base class; its other options have no effect.
 
     Args:
         output_dir: folder of the masks, made if need be.
         output_postfix: what follows NAME.
+        classes: names of the classes 1 … C, for DICOM.
+        seg_type: of DICOM: "binary" or "labelmap".
+        algorithm: its name, for DICOM.
 
     Example:
         >>> import tempfile
@@ -349,10 +358,22 @@ class SaveImageVolume(SaveImage):
         (2, 3, 4)
     """
 
-    def __init__(self, output_dir: PathLike, output_postfix: str = "pred") -> None:
+    def __init__(
+        self,
+        output_dir: PathLike,
+        output_postfix: str = "pred",
+        classes: Sequence[str] = (),
+        seg_type: str = "binary",
+        algorithm: str = "segmentation",
+    ) -> None:
         super().__init__(output_dir, output_postfix, ".nii.gz", np.uint8, separate_folder=False, print_log=False)
         self.output_dir = Path(output_dir)
         self.postfix = output_postfix
+        self.segments: dict[str, Any] = {"classes": classes, "seg_type": seg_type, "algorithm": algorithm}
+
+    def place(self, name: str) -> Path:
+        """The path without suffix of the mask of that name."""
+        return self.output_dir / f"{name}_{self.postfix}"
 
     def __call__(
         self, img: NdarrayOrTensor, meta_data: Mapping | None = None, filename: PathLike | None = None
@@ -370,16 +391,21 @@ class SaveImageVolume(SaveImage):
         """
         meta: Mapping[str, Any] = img.meta if isinstance(img, MetaTensor) else dict(meta_data or {})
         image = str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, self._data_index))
-        path = Path(filename or self.output_dir / f"{stem(image)}_{self.postfix}")
+        path = Path(filename or self.place(stem(image)))
         labels = whole_numbers(convert_to_numpy(img)[0], path)
         affine = np.asarray(img.affine if isinstance(img, MetaTensor) else meta.get(MetaKeys.AFFINE, SPL_AFFINE))
-        write_like_input(labels, affine.astype(float), meta, path)
+        affine = affine.astype(float)
+        if "dicom_files" in meta:
+            path = path.with_name(f"{path.name.removesuffix(f'_{self.postfix}')}_seg.dcm")
+            write_segmentation(path, labels, affine, meta["dicom_files"], **self.segments)
+        else:
+            write_like_input(labels, affine, meta, path)
         self._data_index += 1
         return img
 
 
 class SaveImageVolumed(SaveImaged):
-    """Dictionary version of `SaveImageVolume`.
+    """Dictionary version of `SaveImageVolume`; an item's "name", where it has one, is NAME.
 
     Example:
         >>> import tempfile
@@ -396,9 +422,14 @@ class SaveImageVolumed(SaveImaged):
         output_dir: str | Path,
         output_postfix: str = "pred",
         allow_missing_keys: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
-        self.saver = SaveImageVolume(output_dir, output_postfix)
+        self.saver = SaveImageVolume(output_dir, output_postfix, **options)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Writes the files and returns the item."""
+        return save_items(self, data)
 
 
 class SliceReader(ImageReader):
@@ -562,6 +593,12 @@ def _nifti(path: Path) -> Volume:
     if bytes(header["descrip"]).startswith(ASSUMED):
         return Volume(array, affine, None, "assumed", source=source)
     return Volume(array, affine, tuple(nib.affines.voxel_sizes(affine).tolist()), "file", source=source)
+
+
+def _read_dicom(files: Sequence[Path], assume_hu: bool) -> Volume:
+    array, affine, spacing, source = read_series(files, assume_hu)
+    check_hounsfield(array, files[0], assume_hu)
+    return Volume(_without_nan(array, files[0]), affine, spacing, "file", source={"dicom_files": source})
 
 
 def _read_itk(path: Path) -> Volume:

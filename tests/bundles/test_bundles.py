@@ -16,6 +16,7 @@ import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 import yaml
 from monai.bundle import ConfigParser
@@ -45,6 +46,7 @@ from tests.bundles.conftest import (
 )
 from tests.bundles.test_recipes import RGB_MEAN, RGB_SD, l_shape
 from tests.helpers import read, rows_of
+from transforms import read_volume, reoriented
 
 Trained = Callable[[str], tuple[Path, str]]
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES)
@@ -215,13 +217,23 @@ def test_masks_have_the_size_and_the_orientation_of_their_pictures(
     red[..., 2] = 255 - red[..., 0]
     Image.fromarray(red).save(pictures / "red on blue.png")
     drawn["red on blue"] = l_shape(50, 60)
+    pydicom = pytest.importorskip("pydicom")
+    from tests import dicom_files
+
+    scan = dicom_files.ultrasound()
+    dicom_files.grey(scan, l_shape(64, 80).astype(np.uint8) * 255, 8)
+    (pictures / "deep").mkdir()
+    dicom_files.saved(scan, pictures / "deep/scan.dcm")
 
     network = brightness_network(bundle, tmp_path / "model.pt")
     where = {"input": str(pictures), "output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path)}
     run("inferring", config(bundle, "inference"), **where, image_size=64, network_def=network, probabilities=True)
-    assert f"masks of 6 files written to {tmp_path / 'out'}" in capsys.readouterr().out
+    assert f"masks of 7 files written to {tmp_path / 'out'}" in capsys.readouterr().out
     names = {f"{stem}_{kind}.png" for stem, kind in product(drawn, ("mask", "probability"))}
-    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names | {"deep"}
+    segmentation = pydicom.dcmread(tmp_path / "out/deep/scan_seg.dcm")
+    assert segmentation.SegmentSequence[0].SegmentLabel == "lesion"
+    assert overlap(np.squeeze(segmentation.pixel_array) > 0, l_shape(64, 80)) > 0.85
     for stem, shape in drawn.items():
         mask = read(tmp_path / "out" / f"{stem}_mask.png")
         assert mask.shape == shape.shape
@@ -247,6 +259,14 @@ def test_volumes_keep_their_geometry_whatever_the_orientation(
         nib.save(source.as_reoriented(change), folder / f"{codes}.nii.gz")
     prepared = sorted((data / "synapse/test_vol_h5").iterdir())[0]
     shutil.copy(prepared, folder / "prepared.npy.h5")
+    highdicom = pytest.importorskip("highdicom")
+    from tests import dicom_files
+
+    slices = read_volume(folder / "RAS.nii.gz")
+    array = reoriented(slices).array.astype(np.int16)
+    dicom_files.series(folder / "deep/scan", array)
+    nrrd = sitk.ReadImage(str(folder / "LPS.nii.gz"))
+    sitk.WriteImage(nrrd, str(folder / "slicer.nrrd"))
     where = {"ckpt_dir": str(trained("vmunet_synapse")[0]), "input": str(folder), "output_dir": str(out)}
     run("inferring", config("vmunet_synapse", "inference"), image_size=32, network_def=OWN["vmunet_synapse"], **where)
 
@@ -264,6 +284,12 @@ def test_volumes_keep_their_geometry_whatever_the_orientation(
     np.testing.assert_allclose(from_h5.affine, affine, atol=1e-4)
     assert np.array_equal(np.asarray(nib.as_closest_canonical(from_h5).dataobj), canonical[0])
     assert canonical[0].any()
+    mask = sitk.ReadImage(str(out / "slicer_pred.nrrd"))
+    assert mask.GetOrigin() == pytest.approx(nrrd.GetOrigin())
+    lps = np.asarray(nib.load(out / "LPS_pred.nii.gz").dataobj)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(mask).T, lps)
+    segmentation = highdicom.seg.segread(out / "deep/scan_seg.dcm").get_volume(combine_segments=True)
+    assert np.bincount(segmentation.array.ravel())[1:].tolist() == np.bincount(lps.ravel())[1:].tolist()
 
 
 @pytest.fixture
@@ -543,6 +569,7 @@ TRIED: dict[str, Any] = {
     "train#trainer#amp": False,
     "validate#dataloader#num_workers": 0,
     "probabilities": True,
+    "seg_type": "labelmap",
 }
 ELSEWHERE = {"dataset_dir", "pretrained", "tracking", "config_file"}
 # Options of other commands in the READMEs.
