@@ -95,6 +95,17 @@ def _paths(value: Any) -> Any:
     return expanded(str(value)) if isinstance(value, str | os.PathLike) else value
 
 
+def _checkpoints(value: Any) -> Any:
+    """A path, or a list of several: [a.pt, b.pt], which arrives as text where its names have dots."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]") and not os.path.lexists(value):
+        value = [one.strip().strip("'\"") for one in value[1:-1].split(",")]
+    if isinstance(value, list | tuple):
+        if not value:
+            raise ValueError
+        return [_path(one) for one in value]
+    return _path(value)
+
+
 def _device(value: Any) -> str:
     device = torch.device(value)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -139,6 +150,7 @@ RULES: Mapping[str, tuple[str, Rule]] = {
             "assume_hu",
             "allow_unpaired",
             "debug",
+            "overlay",
         ),
         ("true or false", _one_of(True, False)),
     ),
@@ -148,8 +160,11 @@ RULES: Mapping[str, tuple[str, Rule]] = {
     **dict.fromkeys(("ckpt_minutes", "clip_grad"), ("a number, 0 or above", _at_least_0)),
     "on_save_error": ("stop or continue", _one_of("stop", "continue")),
     "check_data": ("true, false, quick or full", _one_of(True, False, "quick", "full")),
-    **dict.fromkeys(("ckpt_dir", "output_dir", "log_dir", "ckpt_path", "filepath"), ("a path", _path)),
+    **dict.fromkeys(("ckpt_dir", "output_dir", "log_dir", "filepath"), ("a path", _path)),
     **dict.fromkeys(("dataset_dir", "input", "pretrained"), ("a path", _paths)),
+    "ckpt_path": ("a path, or a list of paths: [a.pt, b.pt]", _checkpoints),
+    "tta": ("none or flips", _one_of("none", "flips")),
+    "postprocess": ("none or largest", _one_of("none", "largest")),
     "year": ("2017 or 2018", _one_of(2017, 2018)),
     "classes": ("a list of different names: ['cup', 'disc']", _names),
     "device": ("a device that this machine has: cpu, cuda, cuda:1 …", _device),

@@ -5,16 +5,20 @@ from evaluation.handlers import ImageMetric, ImageReport, MeanLoss, VolumeDice, 
 from evaluation.inferers import FileDataset, FileEvaluator, SliceToVolume
 from evaluation.metrics import dice
 from evaluation.overlay import save_overview
+from evaluation.predictions import LargestComponentd, Overlays, VolumesTable
 
 __all__ = [
     "FileDataset",
     "FileEvaluator",
     "ImageMetric",
     "ImageReport",
+    "LargestComponentd",
     "MeanLoss",
+    "Overlays",
     "SliceToVolume",
     "VolumeDice",
     "VolumeReport",
+    "VolumesTable",
     "dice",
     "hd95",
     "save_overview",

@@ -42,8 +42,10 @@ class SliceToVolume(Inferer):
 
     Called with a volume (B, C, D, H, W) and a network for (N, C, H', W') → (N, K, H', W'), it returns the label map
     (B, 1, D, H, W), uint8, with the volume's meta data; with `output="logits"` it returns the logits (B, K, D, H', W')
-    at the network's size. `D` stands for the axis that is sliced. The result equals the published loop over slices with
-    `scipy.ndimage.zoom`, order 3 for the image and order 0 for the label (TransUNet's and VM-UNet's evaluation).
+    at the network's size; with `output="probabilities"` (B, 1 + C, D, H, W) in float16: the label map, and behind it
+    the probabilities of the classes without the background, zoomed back linearly. `D` stands for the axis that is
+    sliced. The label map equals the published loop over slices with `scipy.ndimage.zoom`, order 3 for the image and
+    order 0 for the label (TransUNet's and VM-UNet's evaluation).
 
     Slices go to the network in batches and come back as labels: beside the volume itself only one batch is held in
     float32. Arg-max comes before the zoom back for the same reason: nine classes of a 150×512×512 volume are 1.4 GB.
@@ -53,7 +55,7 @@ class SliceToVolume(Inferer):
             never zooms.
         batch_size: slices per network call.
         spatial_dim: the axis of the volume that is sliced: 0, 1 or 2 of (D, H, W).
-        output: "labels" or "logits".
+        output: "labels", "logits" or "probabilities".
         device: where zoom and network run; by default where the network's first parameter is. The result is on the
             volume's device.
         progress: show a bar over the slices.
@@ -77,8 +79,8 @@ class SliceToVolume(Inferer):
         progress: bool = False,
     ) -> None:
         super().__init__()
-        if output not in ("labels", "logits"):
-            raise ValueError(f'output must be "labels" or "logits", not {output!r}')
+        if output not in ("labels", "logits", "probabilities"):
+            raise ValueError(f'output must be "labels", "logits" or "probabilities", not {output!r}')
         if spatial_dim not in (0, 1, 2):
             raise ValueError(f"spatial_dim must be 0, 1 or 2, not {spatial_dim}")
         if batch_size < 1:
@@ -112,8 +114,9 @@ class SliceToVolume(Inferer):
             for batch in (part for volume in stack for part in volume.split(self.batch_size)):  # (n, C, H, W)
                 zoomed = spline_zoom(batch.to(device, torch.float32), self.spatial_size or size, order=3)
                 out = network(zoomed, *args, **kwargs)
-                if self.output == "labels":
-                    out = torch.as_tensor(spline_zoom(to_labels(out), size, order=0))
+                if self.output != "logits":
+                    labels = torch.as_tensor(spline_zoom(to_labels(out), size, order=0))
+                    out = _with_probabilities(labels, out) if self.output == "probabilities" else labels
                 parts.append(out.to(volumes.device))
                 bar.update(len(batch))
         result = torch.cat(parts).unflatten(0, stack.shape[:2]).movedim(1, axis)
@@ -126,6 +129,14 @@ class SliceToVolume(Inferer):
             return torch.device(self.device)
         parameters = network.parameters() if isinstance(network, torch.nn.Module) else iter(())
         return next((parameter.device for parameter in parameters), volumes.device)
+
+
+def _with_probabilities(labels: Tensor, logits: Tensor) -> Tensor:
+    """(N, 1 + C, H, W) float16: labels and, at their size, the probabilities of all classes but the background."""
+    logits = logits.float()
+    probabilities = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)[:, 1:]
+    zoomed = torch.as_tensor(spline_zoom(probabilities, labels.shape[-2:], order=1))
+    return torch.cat([labels, zoomed.clamp(0, 1)], dim=1).to(torch.float16)
 
 
 class FileDataset(Dataset):

@@ -31,7 +31,9 @@ _VOLUME, _OTHERS = ("|".join(map(re.escape, some)) for some in (VOLUME_SUFFIXES,
 # The released Synapse volumes are called case0001.npy.h5; .npz are slices to train on.
 _SUFFIX = re.compile(rf"(?<=.)((\.npy)?({_VOLUME})|{_OTHERS}|\.npz)\Z", re.IGNORECASE | re.DOTALL)
 # What masks, predictions and by-products add to the name of their image.
-_ADDED = r"_(segmentation|seg|mask(_\d+)?|superpixels|probability(_\d+)?|labels?|gt|prediction|pred|trans|lesion)\Z"
+_ADDED = (
+    r"_(segmentation|seg|mask(_\d+)?|superpixels|probability(_\d+)?|labels?|gt|prediction|pred|trans|lesion|overlay)\Z"
+)
 _ADDITION = re.compile(rf"(?<=.){_ADDED}", re.IGNORECASE | re.DOTALL)
 # MONAI's own SaveImage makes case0001.npy_pred.nii.gz from case0001.npy.h5, hence `.npy` here.
 _DECORATION = re.compile(rf"(?<=.)({_ADDED}|\.npy\Z)|\A(img|label)(?=\d)", re.IGNORECASE | re.DOTALL)

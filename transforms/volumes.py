@@ -381,8 +381,9 @@ class SaveImageVolume(SaveImage):
         """Writes the file and returns `img`.
 
         Args:
-            img: class indices (1, D, H, W). A MetaTensor brings its metadata and affine; axes that were permuted and
-                flipped since the image was read are put back.
+            img: class indices (1, D, H, W). Further channels are probabilities of the classes, written as
+                `NAME_probability_1.nii.gz` … in 16 bits with a scale, as NIfTI knows no float16. A MetaTensor brings
+                its metadata and affine; axes that were permuted and flipped since the image was read are put back.
             meta_data: of the image: "filename_or_obj", "affine" and what `VolumeReader` adds.
             filename: path without suffix to use instead.
 
@@ -392,7 +393,9 @@ class SaveImageVolume(SaveImage):
         meta: Mapping[str, Any] = img.meta if isinstance(img, MetaTensor) else dict(meta_data or {})
         image = str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, self._data_index))
         path = Path(filename or self.place(stem(image)))
-        labels = whole_numbers(convert_to_numpy(img)[0], path)
+        array = convert_to_numpy(img)
+        # class numbers among probabilities are float16
+        labels = whole_numbers(array[0].astype(np.float32) if array.dtype == np.float16 else array[0], path)
         affine = np.asarray(img.affine if isinstance(img, MetaTensor) else meta.get(MetaKeys.AFFINE, SPL_AFFINE))
         affine = affine.astype(float)
         if "dicom_files" in meta:
@@ -400,6 +403,9 @@ class SaveImageVolume(SaveImage):
             write_segmentation(path, labels, affine, meta["dicom_files"], **self.segments)
         else:
             write_like_input(labels, affine, meta, path)
+        name = path.name.removesuffix("_seg.dcm").removesuffix(f"_{self.postfix}")
+        for number, probability in enumerate(array[1:], 1):
+            _write_probability(probability, affine, meta, path.with_name(f"{name}_probability_{number}"))
         self._data_index += 1
         return img
 
@@ -796,6 +802,15 @@ def write_like_input(labels: np.ndarray, affine: np.ndarray, meta: Mapping[str, 
     with replacing(file) as temporary:
         nib.save(mask, temporary)
     return file
+
+
+def _write_probability(probability: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any], path: Path) -> None:
+    stored = np.rint(probability.astype(np.float32) * 65535).astype(np.uint16)
+    image = _nifti_like_input(stored, affine, meta, path)
+    # nibabel then writes the numbers as they are
+    image.header.set_slope_inter(1 / 65535, 0)
+    with replacing(f"{path}.nii.gz") as temporary:
+        nib.save(image, temporary)
 
 
 def _turned(

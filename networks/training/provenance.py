@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -131,14 +131,17 @@ class Origin:
 
     Args:
         ckpt_path: `model.pt` or `last.pt` of a run, with its `run.json` beside it; any other file is of unknown origin.
+            Of several each is checked, and the first one speaks for them.
 
     Example:
         >>> Origin("nowhere/model.pt").selection
         'unknown: the weights name no run'
     """
 
-    def __init__(self, ckpt_path: str | Path) -> None:
-        self.path = Path(ckpt_path)
+    def __init__(self, ckpt_path: str | Path | Sequence[str | Path]) -> None:
+        first, *others = [ckpt_path] if isinstance(ckpt_path, str | Path) else ckpt_path
+        self.others = [Origin(one) for one in others]
+        self.path = Path(first)
         self.run_id = _run_id(self.path)
         record = read_run(self.path.with_name(FILE)) if self.run_id else {}
         self.record = record if record.get("id") == self.run_id else {}
@@ -164,6 +167,8 @@ class Origin:
         Raises:
             ValueError: naming the difference.
         """
+        for other in self.others:
+            other.check(settings, items, force)
         if not self.path.is_file():
             # loading it says what is wrong
             return

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from networks.averages import Ensemble
 from networks.training.speed import check_channels
 from networks.weights import load_weights
 
@@ -15,11 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 def load_trained(
-    network: nn.Module, path: str | Path, wanted: bool = True, out_channels: int | None = None
+    network: nn.Module, path: str | Path | Sequence[str | Path], wanted: bool = True, out_channels: int | None = None
 ) -> nn.Module:
     """`network` with the weights at `path`, every tensor of it; with `wanted=False` as it is.
 
     Args:
+        path: of a checkpoint. Of several, the mean of their logits is what comes back, see `networks.Ensemble`.
         out_channels: how many channels the classes need. It is compared with what the network says of itself.
 
     Raises:
@@ -33,6 +37,8 @@ def load_trained(
         FileNotFoundError: no weight file no/model.pt: train first, or name an existing checkpoint as --ckpt_path
     """
     check_channels(network, getattr(network, "out_channels", None), out_channels)
+    if not isinstance(path, str | Path):
+        return Ensemble([load_trained(copy.deepcopy(network), one, wanted, out_channels) for one in path])
     if wanted:
         _load(network, path, "train first, or name an existing checkpoint as --ckpt_path")
     return network

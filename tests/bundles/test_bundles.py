@@ -1,6 +1,7 @@
 """What the three bundles do: train, evaluate, predict, export; and what their configurations promise."""
 
 import copy
+import csv
 import importlib.util
 import json
 import re
@@ -58,6 +59,7 @@ SELECTION = {
 }
 INPUT = {"cmunext_busi": "busi/images", "vmunet_isic": "isic17/val/images", "vmunet_synapse": "synapse/test_vol_h5"}
 TEST_LIST = dict(zip(BUNDLES, ("busi_val1.txt", "val.txt", "lists/lists_Synapse/test_vol.txt"), strict=True))
+ORGANS = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
 STEPS = {"cmunext_busi": 2, "vmunet_isic": 2, "vmunet_synapse": 6}
 
 
@@ -227,10 +229,28 @@ def test_masks_have_the_size_and_the_orientation_of_their_pictures(
 
     network = brightness_network(bundle, tmp_path / "model.pt")
     where = {"input": str(pictures), "output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path)}
-    run("inferring", config(bundle, "inference"), **where, image_size=64, network_def=network, probabilities=True)
+    run(
+        "inferring",
+        config(bundle, "inference"),
+        **where,
+        image_size=64,
+        network_def=network,
+        probabilities=True,
+        overlay=True,
+        postprocess="largest",
+        tta="flips",
+        ckpt_path=f"[{tmp_path}/model.pt, '{tmp_path}/model.pt']",
+    )
     assert f"masks of 7 files written to {tmp_path / 'out'}" in capsys.readouterr().out
-    names = {f"{stem}_{kind}.png" for stem, kind in product(drawn, ("mask", "probability"))}
-    assert {file.name for file in (tmp_path / "out").iterdir()} == names | {"deep"}
+    names = {f"{stem}_{kind}.png" for stem, kind in product(drawn, ("mask", "probability", "overlay"))}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names | {"deep", "volumes.csv"}
+    with (tmp_path / "out/volumes.csv").open(newline="") as table:
+        rows = {row["case"]: row for row in csv.DictReader(table)}
+    assert set(rows) == {*drawn, "deep/scan"}
+    for stem in drawn:
+        mask = read(tmp_path / "out" / f"{stem}_mask.png") > 0
+        assert (rows[stem]["class"], int(rows[stem]["pixels"])) == ("lesion", mask.sum())
+        assert float(rows[stem]["percent"]) == pytest.approx(100 * mask.mean(), abs=1e-4)
     segmentation = pydicom.dcmread(tmp_path / "out/deep/scan_seg.dcm")
     assert segmentation.SegmentSequence[0].SegmentLabel == "lesion"
     assert overlap(np.squeeze(segmentation.pixel_array) > 0, l_shape(64, 80)) > 0.85
@@ -268,6 +288,7 @@ def test_volumes_keep_their_geometry_whatever_the_orientation(
     nrrd = sitk.ReadImage(str(folder / "LPS.nii.gz"))
     sitk.WriteImage(nrrd, str(folder / "slicer.nrrd"))
     where = {"ckpt_dir": str(trained("vmunet_synapse")[0]), "input": str(folder), "output_dir": str(out)}
+    where |= {"probabilities": True, "overlay": True}
     run("inferring", config("vmunet_synapse", "inference"), image_size=32, network_def=OWN["vmunet_synapse"], **where)
 
     canonical = []
@@ -280,7 +301,7 @@ def test_volumes_keep_their_geometry_whatever_the_orientation(
     assert all(np.array_equal(canonical[0], other) for other in canonical[1:])
     with h5py.File(prepared) as file:
         affine = file.attrs["affine"]
-    from_h5 = nib.load(next(out.glob("prepared*")))
+    from_h5 = nib.load(out / "prepared_pred.nii.gz")
     np.testing.assert_allclose(from_h5.affine, affine, atol=1e-4)
     assert np.array_equal(np.asarray(nib.as_closest_canonical(from_h5).dataobj), canonical[0])
     assert canonical[0].any()
@@ -288,6 +309,25 @@ def test_volumes_keep_their_geometry_whatever_the_orientation(
     assert mask.GetOrigin() == pytest.approx(nrrd.GetOrigin())
     lps = np.asarray(nib.load(out / "LPS_pred.nii.gz").dataobj)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(mask).T, lps)
+    with (out / "volumes.csv").open(newline="") as table:
+        rows = {(row["case"], row["class"]): row for row in csv.DictReader(table)}
+    assert len(rows) == 6 * 8
+    voxel = np.prod(nrrd.GetSpacing()) / 1000
+    for number, organ in enumerate(ORGANS, 1):
+        for case in ("LPS", "RAS", "slicer", "prepared"):
+            row = rows[case, organ]
+            assert int(row["voxels"]) == np.count_nonzero(lps == number)
+            assert float(row["ml"]) == pytest.approx(voxel * int(row["voxels"]), rel=1e-3, abs=1e-3)
+        probability = nib.load(out / f"RAS_probability_{number}.nii.gz")
+        np.testing.assert_allclose(probability.affine, nib.load(folder / "RAS.nii.gz").affine, atol=1e-4)
+        values = probability.get_fdata()
+        assert 0 <= values.min() < values.max() <= 1
+        # where an organ is most probable by far, it is what the mask says
+        sure = np.asarray(nib.load(out / "RAS_pred.nii.gz").dataobj)[values > 0.6]
+        assert np.count_nonzero(sure != number) <= 0.1 * len(sure)
+    assert {file.name for file in out.glob("*_overlay.png")} == {
+        f"{name}_overlay.png" for name in ("LPS", "RAS", "SAR", "prepared", "slicer")
+    }
     segmentation = highdicom.seg.segread(out / "deep/scan_seg.dcm").get_volume(combine_segments=True)
     assert np.bincount(segmentation.array.ravel())[1:].tolist() == np.bincount(lps.ravel())[1:].tolist()
 
@@ -570,6 +610,9 @@ TRIED: dict[str, Any] = {
     "validate#dataloader#num_workers": 0,
     "probabilities": True,
     "seg_type": "labelmap",
+    "tta": "flips",
+    "postprocess": "largest",
+    "overlay": True,
 }
 ELSEWHERE = {"dataset_dir", "pretrained", "tracking", "config_file"}
 # Options of other commands in the READMEs.

@@ -40,6 +40,7 @@ VALUES: list[tuple[str, Any, str]] = [
     *(("clip_grad", value, "a number, 0 or above") for value in (-1, "nan", "inf")),
     *(("in_channels", value, "1, 3 or 4") for value in (2, 0, "rgb")),
     ("year", 2019, "2017 or 2018"),
+    *(("ckpt_path", value, "a path, or a list of paths") for value in ("", [], "[]", ["a.pt", 3])),
     *(("classes", value, "a list of different names") for value in (["a", "a"], [], [1, 2], 3, [""])),
     *(("device", value, "a device that this machine has") for value in ("gpu", "cuda:99", 3.5, "meta:x")),
 ]
@@ -67,6 +68,8 @@ def test_values_that_a_setting_cannot_have(name: str, value: Any, expected: str)
         ("device", "cpu", "$torch.device('cpu')"),
         ("batch_size", "$2 * 4", "$2 * 4"),
         ("max_epochs", "@epochs", "@epochs"),
+        ("ckpt_path", "[a.pt, 'b c.pt']", ["a.pt", "b c.pt"]),
+        ("ckpt_path", "[1].pt", "[1].pt"),
         ("a setting of one's own", "anything", "anything"),
     ],
 )
@@ -224,7 +227,7 @@ def test_one_unreadable_file_does_not_stop_the_rest(
             output_dir=str(tmp_path / "out"), network_def={"_target_": "networks.cmunext_s"},
         )  # fmt: skip
     written = {file.name for file in (tmp_path / "out").iterdir()}
-    assert written == {f"{file.stem}_mask.png" for file in (first, *rest)}
+    assert written == {"volumes.csv", *(f"{file.stem}_mask.png" for file in (first, *rest))}
     rest[0].write_bytes(b"no picture")
     with refused("^2 of 2 files failed; they are listed above"):
         run(

@@ -82,7 +82,7 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="volumes"):
         SliceToVolume()(torch.zeros(1, 1, 4, 4), network(1))
     for arguments, message in (
-        ({"output": "masks"}, '"labels" or "logits"'),
+        ({"output": "masks"}, '"labels", "logits" or "probabilities"'),
         ({"spatial_dim": 3}, "spatial_dim"),
         ({"batch_size": 0}, "batch_size"),
         ({"spatial_size": (8, 8, 8)}, "length 2"),
@@ -115,3 +115,17 @@ def test_a_file_that_memory_cannot_hold_does_not_stop_the_rest(error: Exception,
     with pytest.raises(InputError, match=r"^1 of 3 files failed: b\.png: there is not enough memory for it"):
         evaluator.run()
     assert seen == [1, 0, 1]
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_probabilities_come_behind_the_same_labels(classes: int) -> None:
+    net, inputs = network(classes), torch.from_numpy(volume((3, 20, 30))).float()[None, None]
+    found = SliceToVolume(None, batch_size=2, output="probabilities")(inputs, net)
+    assert found.dtype == torch.float16
+    assert torch.equal(found[:, :1].to(torch.uint8), SliceToVolume(None)(inputs, net))
+    logits = SliceToVolume(None, output="logits")(inputs, net)
+    expected = logits.sigmoid() if classes == 1 else logits.softmax(1)[:, 1:]
+    torch.testing.assert_close(found[:, 1:].float(), expected, atol=1e-3, rtol=0)
+    zoomed = SliceToVolume((16, 16), output="probabilities")(inputs, net)
+    assert zoomed.shape == (1, 1 + max(classes - 1, 1), 3, 20, 30)
+    assert torch.equal(zoomed[:, :1].to(torch.uint8), SliceToVolume((16, 16))(inputs, net))
