@@ -194,7 +194,7 @@ def _movable(out: Path) -> bool:
     mounts = ""
     with suppress(OSError):
         # Python does not see a mount of a folder of the same file system.
-        mounts = Path("/proc/self/mountinfo").read_text()
+        mounts = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
     return not (os.path.ismount(out) or f" {out} " in mounts) and os.access(out.parent, os.W_OK)
 
 

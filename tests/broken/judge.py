@@ -198,7 +198,7 @@ def _refused(
 ) -> tuple[Outcome, str]:  # fmt: skip
     left = left_behind(
         run,
-        {"out/summary.json", "out/report.html", *(f"out/{other.split(' ')[0]}" for other in others)}
+        {"out/summary.json", "out/report.html", "out/volumes.csv", *(f"out/{other.split(' ')[0]}" for other in others)}
         if others
         else set(),
     )
@@ -237,6 +237,6 @@ def _names(line: str, named: tuple[str, ...]) -> bool:
 
 def _of_the_rest(folder: Path, others: tuple[str, ...], good: Mapping[str, Any]) -> str:
     """Where the results of the other files differ from those of the good run; empty if they do not."""
-    of_all = ("summary.json", "report.html")
+    of_all = ("summary.json", "report.html", "volumes.csv")
     found = {key: value for key, value in written(folder / "out").items() if not key.startswith(of_all)}
     return differing(found, {key: value for key, value in good["result"].items() if key.startswith(others)})

@@ -389,7 +389,15 @@ def written(folder: Path) -> dict[str, Any]:
 
 
 # Pictures, and what names times or folders.
-WITHOUT_RESULT = ("overview.png", "curves.png", "training.log", "dataset.json", "run.json", "report.html")
+WITHOUT_RESULT = (
+    "overview.png",
+    "curves.png",
+    "training.log",
+    "dataset.json",
+    "run.json",
+    "report.html",
+    "volumes.csv",
+)
 
 
 def _parts(path: Path) -> Iterator[tuple[str, Any]]:
