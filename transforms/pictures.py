@@ -231,16 +231,21 @@ def _read_picture(path: Path, mode: str) -> tuple[np.ndarray, int]:
         elif deep and 0 < stored.max() < 16:
             fact = f"16 bits for each colour, of which the highest 4 are used up to {stored.max()}"
             raise InputError(fact, path=path, remedy="save it with 8 bits for each colour")
-        if PICTURE_MODES[mode] == 4 and not picture.has_transparency_data:
-            fact = f"has no fourth channel ({picture.mode})"
-            raise InputError(fact, path=path, remedy="expected red, green, blue and alpha, as in_channels is 4")
-        if picture.mode == "CMYK":
-            _say_once("CMYK", f"{path}: printing colours (CMYK) are turned into red, green and blue without a profile")
-        if PICTURE_MODES[mode] < 4:
-            # Pillow warns of palettes with transparency.
-            picture.info.pop("transparency", None)
-        array = np.asarray(picture.convert(mode.replace("BGR", "RGB")))
-    return (array[..., [2, 1, 0, 3][: array.shape[-1]]] if "BGR" in mode else array), orientation
+        return _in_mode(picture, mode, path), orientation
+
+
+def _in_mode(picture: Image.Image, mode: str, path: Path | None) -> np.ndarray:
+    """A decoded picture of 8 bits as the array of a mode; `path` is None for one that came from memory."""
+    if PICTURE_MODES[mode] == 4 and not picture.has_transparency_data:
+        fact = f"has no fourth channel ({picture.mode})"
+        raise InputError(fact, path=path, remedy="expected red, green, blue and alpha, as in_channels is 4")
+    if picture.mode == "CMYK":
+        _say_once("CMYK", f"{path}: printing colours (CMYK) are turned into red, green and blue without a profile")
+    if PICTURE_MODES[mode] < 4:
+        # Pillow warns of palettes with transparency.
+        picture.info.pop("transparency", None)
+    array = np.asarray(picture.convert(mode.replace("BGR", "RGB")))
+    return array[..., [2, 1, 0, 3][: array.shape[-1]]] if "BGR" in mode else array
 
 
 def _to_bytes(stored: np.ndarray, path: Path) -> np.ndarray:
@@ -547,6 +552,27 @@ class PictureReader(ImageReader):
         if is_dicom(file) and frame is None:
             meta[DICOM_FILES] = json.dumps([str(file)])
         return np.ascontiguousarray(array), meta
+
+    def of_array(self, array: np.ndarray) -> tuple[np.ndarray, dict]:
+        """What `get_data` gives for a file that holds this picture.
+
+        Args:
+            array: uint8: grey (H, W), red, green and blue (H, W, 3), or with alpha (H, W, 4).
+
+        Raises:
+            InputError: when it is no such array, or lacks the alpha channel that is asked for.
+
+        Example:
+            >>> PictureReader("BGR").of_array(np.array([[[1, 2, 3]]], np.uint8))[0].tolist()
+            [[[3, 2, 1]]]
+        """
+        if array.dtype != np.uint8 or not array.size or not (array.ndim == 2 or array.shape[2:] in ((3,), (4,))):
+            fact = (
+                f"the array is {array.dtype} of shape {array.shape}, expected a picture in uint8: (H, W) or (H, W, 3)"
+            )
+            raise InputError(fact)
+        taken = np.ascontiguousarray(_in_mode(Image.fromarray(array), self.mode, None))
+        return taken, _metadata(taken, 1)
 
 
 class MaskReader(PictureReader):

@@ -318,19 +318,54 @@ class VolumeReader(ImageReader):
             raise InputError(f"expected one file, got {', '.join(map(str, files)) or 'none'}")
         else:
             volume = read_volume(files[0], self.dataset, self.assume_hu)
-        meta = {
-            MetaKeys.AFFINE: volume.affine.copy(),
-            MetaKeys.ORIGINAL_AFFINE: volume.affine.copy(),
-            MetaKeys.SPATIAL_SHAPE: np.asarray(volume.array.shape),
-            MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
-            "geometry": volume.geometry,
-        }
-        if volume.spacing_mm is not None:
-            meta["spacing_mm"] = np.asarray(volume.spacing_mm)
-        if volume.window_hu is not None:
-            meta["window_hu"] = np.asarray(volume.window_hu)
-        return volume.array, meta | dict(volume.source)
+        return volume.array, _metadata(volume)
+
+    def of_array(self, array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, dict]:
+        """What `get_data` gives for a NIfTI file that holds this image.
+
+        Args:
+            array: (X, Y, Z), Hounsfield units.
+            affine: (4, 4), array index → RAS mm.
+
+        Raises:
+            InputError: when they are no such image.
+
+        Example:
+            >>> array, meta = VolumeReader(assume_hu=True).of_array(np.zeros((4, 3, 2)), np.diag([1.0, 2, 3, 1]))
+            >>> array.shape, meta["spacing_mm"].tolist()
+            ((4, 3, 2), [1.0, 2.0, 3.0])
+        """
+        if array.ndim != 3 or not array.size:
+            raise InputError(f"the array has shape {array.shape}, expected a volume (X, Y, Z)")
+        place = np.asarray(affine)
+        if place.shape != (4, 4) or place.dtype.kind not in "uif":
+            raise InputError(f"the affine is {place.dtype} of shape {place.shape}, expected numbers, (4, 4)")
+        name = Path("array")
+        _check_numbers(array.dtype, name)
+        _check_affine(place.astype(float), name, "its affine", "give the one of its file")
+        check_hounsfield(array, name, self.assume_hu)
+        spacing = tuple(nib.affines.voxel_sizes(place).tolist())
+        # a copy: the caller's stays as it is, and PyTorch takes no mirrored views
+        own = np.array(_without_nan(_native(array), name), order="C")
+        volume = Volume(own, place.astype(float), spacing, "file")
+        return volume.array, _metadata(volume)
+
+
+def _metadata(volume: Volume) -> dict[str, Any]:
+    """What `VolumeReader` says of an image, see there."""
+    meta = {
+        MetaKeys.AFFINE: volume.affine.copy(),
+        MetaKeys.ORIGINAL_AFFINE: volume.affine.copy(),
+        MetaKeys.SPATIAL_SHAPE: np.asarray(volume.array.shape),
+        MetaKeys.SPACE: SpaceKeys.RAS,
+        MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
+        "geometry": volume.geometry,
+    }
+    if volume.spacing_mm is not None:
+        meta["spacing_mm"] = np.asarray(volume.spacing_mm)
+    if volume.window_hu is not None:
+        meta["window_hu"] = np.asarray(volume.window_hu)
+    return meta | dict(volume.source)
 
 
 class SaveImageVolume(SaveImage):
