@@ -3,6 +3,10 @@
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bundles.predictor import load
 
 # The working directory comes first on the path, and a package there may have the name of one of ours.
 for _name in ("networks", "transforms", "evaluation"):
@@ -21,7 +25,17 @@ from bundles.run import (  # noqa: E402
     root,
 )
 
-__all__ = ["configuration", "export_torchscript", "name", "one_line", "prepare_run", "root"]
+__all__ = ["configuration", "export_torchscript", "load", "name", "one_line", "prepare_run", "root"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load` comes when it is asked for: configurations import this package and have no use for it."""
+    if name == "load":
+        from bundles.predictor import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 end_in_a_line()
 refuse_stray_words()

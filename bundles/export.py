@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,11 @@ def export_bundle(
 
 
 def trained(
-    bundle: str | Path, weights: str | Path, overrides: Mapping[str, Any] | None = None
+    bundle: str | Path, weights: str | Path | Sequence[str | Path], overrides: Mapping[str, Any] | None = None
 ) -> tuple[nn.Module, ConfigParser]:
     """The network of a bundle with trained weights, and its configuration with the settings of their run.
+
+    Of several checkpoints it is the mean of their logits, see `networks.Ensemble`.
 
     Raises:
         InputError: when there is no such bundle or setting.
@@ -123,7 +125,8 @@ def trained(
         raise InputError("defines no network_def", path=file)
     for name in ("ckpt_path", "load_pretrain"):
         if name in parser:
-            parser[name] = {"ckpt_path": str(weights), "load_pretrain": True}[name]
+            files = str(weights) if isinstance(weights, str | Path) else [*map(str, weights)]
+            parser[name] = {"ckpt_path": files, "load_pretrain": True}[name]
     if "settings" in parser:
         origin.check(parser.get_parsed_content("settings"), force=parser.get("force") is True)
     network = parser.get_parsed_content("network_def")
