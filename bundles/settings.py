@@ -92,7 +92,8 @@ def _paths(value: Any) -> Any:
     """One or several, or none; whoever opens them says what is wrong."""
     if isinstance(value, list | tuple):
         return [_paths(one) for one in value]
-    return expanded(str(value)) if isinstance(value, str | os.PathLike) else value
+    # an empty one would be the working directory
+    return _path(value) if isinstance(value, str | os.PathLike) else value
 
 
 def _checkpoints(value: Any) -> Any:

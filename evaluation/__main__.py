@@ -152,7 +152,7 @@ def evaluate(options: argparse.Namespace) -> tuple[Scores | None, list[str], dic
     failures = {file: one for file, one in found.items() if isinstance(one, str)} | dict(pairing.unmatched)
     if not measured:
         return None, list(failures.values()), {}
-    check_levels(measured.values())
+    check_levels(measured)
     names = names or _numbered(_highest_class(list(measured.values())))
     scores: Scores
     if volumes:

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
@@ -327,17 +327,24 @@ def _level(files: Sequence[Path], mask: np.ndarray) -> int | None:
     return 255 if level >= BRIGHT else level
 
 
-def check_levels(measured: Iterable[Measured]) -> None:
+def check_levels(measured: Mapping[Any, Measured]) -> None:
     """Refuses masks of one class that store it as different numbers: they look like several classes.
 
+    Args:
+        measured: cases by name.
+
     Raises:
-        InputError: when some do.
+        InputError: when some do, naming a case for each number.
     """
     for side, what in enumerate(("predictions", "labels")):
-        levels = sorted({one.levels[side] for one in measured if one.levels[side] is not None})  # type: ignore[type-var]
+        levels: dict[int, Any] = {}
+        for name, one in measured.items():
+            if (level := one.levels[side]) is not None:
+                levels.setdefault(level, name)
         if len(levels) > 1:
+            held = ", ".join(f"{level} ({levels[level]})" for level in sorted(levels))
             raise InputError(
-                f"the {what} hold {', '.join(map(str, levels))} beside the background: that looks like several classes",
+                f"the {what} hold {held} beside the background: that looks like several classes",
                 remedy="name them with --classes, and say which number is which class with --label-map",
             )
 

@@ -40,6 +40,8 @@ VALUES: list[tuple[str, Any, str]] = [
     *(("clip_grad", value, "a number, 0 or above") for value in (-1, "nan", "inf")),
     *(("in_channels", value, "1, 3 or 4") for value in (2, 0, "rgb")),
     ("year", 2019, "2017 or 2018"),
+    # a variable that a shell does not know
+    *((name, value, "a path") for name in ("input", "dataset_dir", "pretrained") for value in ("", " ")),
     *(("ckpt_path", value, "a path, or a list of paths") for value in ("", [], "[]", ["a.pt", 3])),
     *(("classes", value, "a list of different names") for value in (["a", "a"], [], [1, 2], 3, [""])),
     *(("device", value, "a device that this machine has") for value in ("gpu", "cuda:99", 3.5, "meta:x")),
