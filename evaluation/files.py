@@ -327,7 +327,7 @@ def _level(files: Sequence[Path], mask: np.ndarray) -> int | None:
     return 255 if level >= BRIGHT else level
 
 
-def check_levels(measured: Mapping[Any, Measured]) -> None:
+def check_levels(measured: Mapping[str, Measured]) -> None:
     """Refuses masks of one class that store it as different numbers: they look like several classes.
 
     Args:
@@ -337,7 +337,7 @@ def check_levels(measured: Mapping[Any, Measured]) -> None:
         InputError: when some do, naming a case for each number.
     """
     for side, what in enumerate(("predictions", "labels")):
-        levels: dict[int, Any] = {}
+        levels: dict[int, str] = {}
         for name, one in measured.items():
             if (level := one.levels[side]) is not None:
                 levels.setdefault(level, name)
