@@ -46,6 +46,8 @@ from transforms.volumes import Volume
 WORTH_SECONDS = 20.0
 # What is as bright is white, but for JPEG.
 BRIGHT = 192
+# What lies beside masks and is none, by the end of its name.
+BY_PRODUCTS = ("_probability", "_overlay", "_superpixels")
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,9 @@ def pair_files(predictions: Path, labels: Path) -> Pairing:
 
 
 def _masks_alone(files: Sequence[Path], passed: Counter[str]) -> list[Path]:
-    """The files without probabilities, superpixels, and images that lie beside their masks, as in raw downloads."""
+    """The files without probabilities, overlays, superpixels, and images beside their masks, as in raw downloads."""
     kinds = {file: stem(file).removeprefix(made_of(file)).lower() for file in files}
-    by_products = {file for file, kind in kinds.items() if kind.startswith(("_probability", "_superpixels"))}
+    by_products = {file for file, kind in kinds.items() if kind.startswith(BY_PRODUCTS)}
     masked = {(file.parent, made_of(file)) for file, kind in kinds.items() if kind and file not in by_products}
     images = {file for file, kind in kinds.items() if not kind and (file.parent, stem(file)) in masked}
     for file in by_products:

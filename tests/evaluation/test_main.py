@@ -439,12 +439,14 @@ def test_probabilities_and_images_beside_their_masks_are_passed_over(
     save_masks(mine, masks, "{}_mask.png")
     expected = protocols_of_raw(folders, masks, tmp_path / "plain")
     for number in range(2):
-        # what `inferring --probabilities true` writes, and a raw download
+        # what `inferring --probabilities true --overlay true` writes, and a raw download
         save_masks(mine, [np.full((20, 24), 77, np.uint8)] * 2, "{}_probability.png")
+        save_masks(mine, [np.full((20, 24, 3), 88, np.uint8)] * 2, "{}_overlay.png")
         save_masks(theirs, [np.full((20, 24, 3), 9 + number, np.uint8)] * 2, "{}.png")
     caplog.set_level("INFO")
     assert protocols_of_raw(folders, masks, tmp_path / "with") == expected
     assert "2 *_probability" in caplog.text
+    assert "2 *_overlay" in caplog.text
     assert "2 image beside its mask" in caplog.text
 
 
