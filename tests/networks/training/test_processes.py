@@ -137,8 +137,11 @@ def test_shared_batch_norms_are_plain_ones_in_one_process() -> None:
 # A run of several processes that goes on with another number of them
 
 
-def run_of_processes(rank: int, world: int, folder: Path, stop_after: int = 0, few: int = 5) -> None:
-    """A training on 12 images in batches of 4 over all processes, with validation and batch norms over all."""
+def run_of_processes(rank: int, world: int, folder: Path, stop_after: int = 0, few: int = 5, patience: int = 0) -> None:
+    """A training on 12 images in batches of 4 over all processes, with validation and batch norms over all.
+
+    With `patience` the highest loss counts as the best score, which a training that learns reaches in its first epoch.
+    """
     if world > 1:
         os.environ["LOCAL_RANK"] = str(rank)
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
@@ -157,7 +160,7 @@ def run_of_processes(rank: int, world: int, folder: Path, stop_after: int = 0, f
     metric = {"loss": FiniteAverage(output_transform=from_engine(["loss"], first=True))}
     evaluator = SupervisedEvaluator(
         "cpu", DataLoader(held_out, batch_size=1, sampler=Share(held_out, few="all")), prepared,
-        key_val_metric={"val_loss": MeanLoss(loss)}, metric_cmp_fn=operator.lt,
+        key_val_metric={"val_loss": MeanLoss(loss)}, metric_cmp_fn=operator.gt if patience else operator.lt,
     )  # fmt: skip
     seen: list[Any] = []
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(1))
@@ -170,7 +173,9 @@ def run_of_processes(rank: int, world: int, folder: Path, stop_after: int = 0, f
             ValidationHandler(1, evaluator),
         ],
     )  # fmt: skip
-    checkpoints = Checkpoints(folder, network, optimizer, schedule, replacing, metrics=metric, resume="auto")
+    checkpoints = Checkpoints(
+        folder, network, optimizer, schedule, replacing, metrics=metric, resume="auto", patience=patience
+    )
     checkpoints.attach(trainer, evaluator)
     if stop_after:
         # one process alone is told to stop
@@ -235,6 +240,17 @@ def test_another_number_of_processes_goes_on_to_the_same_end(tmp_path: Path) -> 
     in_processes(1, one, few=1)
     in_processes(2, few, few=1)
     assert_same_end(folders=[one, few])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_patience_ends_all_processes_in_the_same_epoch(tmp_path: Path) -> None:
+    folders = [tmp_path / "1", tmp_path / "2"]
+    for world, folder in enumerate(folders, start=1):
+        folder.mkdir()
+        in_processes(world, folder, patience=2)
+    state = torch.load(folders[1] / "last.pt", weights_only=True)
+    assert (state["position"]["epoch"], state["selection"]["best_epoch"], state["selection"]["since_best"]) == (3, 1, 2)
+    assert_same_end(folders)
 
 
 def assert_same_end(folders: list[Path]) -> None:
