@@ -176,7 +176,15 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         best = max(best, tensors, key=len)
         inner = [key for key in NESTED_KEYS if isinstance(content.get(key), dict)]
-        sets = [key for key in inner if any(isinstance(value, Tensor) for value in content[key].values())]
+        sets = [key for key in inner if _bare_names(content[key])]
+        if sets:
+            # averaged weights, for instance, lie under a name of each program's own
+            names = _bare_names(content[sets[0]])
+            sets += [
+                str(key)
+                for key, value in content.items()
+                if key not in sets and isinstance(value, dict) and names <= _bare_names(value)
+            ]
         if len(sets) > 1:
             raise ValueError(
                 f"{path} holds several sets of weights, under {sets[0]} and {', '.join(sets[1:])}: save the one that is"
@@ -188,6 +196,11 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     if not best:
         raise ValueError(f"{path} holds no tensors under any of the keys {', '.join(NESTED_KEYS)}")
     return {name: tensor for name, tensor in best.items() if name.split(".")[-1] not in BOOKKEEPING}
+
+
+def _bare_names(content: Mapping[Any, Any]) -> set[str]:
+    """Names of the tensors in it, without prefixes."""
+    return {list(_peeled(str(name)))[-1] for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def read_checkpoint(path: str | Path, tensors: bool = True) -> Any:

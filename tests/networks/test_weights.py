@@ -328,6 +328,11 @@ def test_several_sets_of_weights_in_one_file_are_refused(network: VMUNet, other:
         torch.save({first: network.state_dict(), second: other.state_dict()}, tmp_path / "a.pt")
         with pytest.raises(ValueError, match=f"several sets of weights, under {first} and {second}"):
             load_weights(network, tmp_path / "a.pt")
+    # averaged ones, under a name and a prefix of another program's own
+    averaged = {f"module.{name}": tensor for name, tensor in other.state_dict().items()} | {"n_averaged": torch.ones(1)}
+    torch.save({"model": network.state_dict(), "model_ema": averaged, "epoch": 3}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="several sets of weights, under model and model_ema"):
+        load_weights(network, tmp_path / "a.pt")
     torch.save({"model": other.state_dict(), "state_dict": {}, "net": {"epoch": 3}}, tmp_path / "a.pt")
     load_weights(network, tmp_path / "a.pt")
     assert same(network, other)
