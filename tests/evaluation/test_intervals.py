@@ -21,7 +21,7 @@ VALUES = tuple(np.random.default_rng(0).beta(8, 2, 30).tolist())
 def test_intervals_are_those_of_scipy() -> None:
     # drawn from the sorted values, so that the order of the cases, which follows from their names, changes nothing
     expected = stats.bootstrap(
-        (sorted(VALUES),), np.mean, n_resamples=10_000, method="BCa", rng=np.random.default_rng(0)
+        (sorted(VALUES),), np.mean, n_resamples=10_000, method="BCa", random_state=np.random.default_rng(0)
     )
     assert interval(VALUES) == pytest.approx(tuple(expected.confidence_interval), rel=1e-12)
     low, high = interval(VALUES)

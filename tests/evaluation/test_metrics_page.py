@@ -48,7 +48,7 @@ def deepmind(spacing: tuple[float, ...]) -> tuple[float, float]:
     prediction, label = example()
     with warnings.catch_warnings():  # it takes a function from where SciPy kept it once
         warnings.filterwarnings(
-            "ignore", category=DeprecationWarning, message="Please import .* from the `scipy.ndimage`"
+            "ignore", category=DeprecationWarning, message="Please (import|use) .* from the `scipy.ndimage`"
         )
         found = package.compute_surface_distances(label, prediction, spacing)
     return (
