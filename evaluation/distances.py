@@ -31,8 +31,8 @@ from evaluation.metrics import Engine, Mask, as_masks, check_engine, class_boxes
 # One border voxel in so many voxels is many, as in noise: then a search around each point may be fastest, up to so many
 # voxels away, as long as so many steps serve half of the points.
 DENSE, REACH, PATIENCE = 32, 6, 32
-# What choosing a way goes by, from about so many points. Nanoseconds: of a distance transform for a voxel and axis; of a
-# tree for a point, and for each other point not much farther away than the point's nearest, of a look at a neighbour.
+# What choosing a way goes by, from about so many points. Nanoseconds: of a distance transform for a voxel and axis; of
+# a tree for a point, and for each other point not much farther away than the nearest; of a look at a neighbour.
 SAMPLE, VOXEL_NS, POINT_NS, RIVAL_NS, RIVAL, LOOK_NS = 128, 25, 600, 300, 1.05, 8
 
 
