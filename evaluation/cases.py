@@ -145,7 +145,7 @@ def _fast(
     pairs = zip(confusions(predicted, true, classes), borders(predicted, true, classes), strict=True)
     for index, (counts, surfaces) in enumerate(pairs, 1):
         voxels = mm = None
-        if len(surfaces.prediction) and len(surfaces.label):
+        if surfaces.prediction.size and surfaces.label.size:
             tolerance = measuring.tolerance(index)
             voxels = surfaces.distances().surface(tolerance)
             mm = surfaces.distances(spacing).surface(tolerance) if spacing else None

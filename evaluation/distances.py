@@ -5,12 +5,14 @@ the 95th percentile of the distances of **both** directions taken together. This
 the published tables. MONAI's, the larger of two directed percentiles, gives another number.
 
 The engine "fast" finds the borders of all classes of a label map in one pass and the nearest border voxels in a k-d
-tree, or where there are very many, as in noise, by a search around each. "medpy" asks medpy, and for the surface Dice,
-which medpy lacks, MONAI. They agree to rounding.
+tree, or where that would be slower by a search around each or a distance transform. "medpy" asks medpy, and for the
+surface Dice, which medpy lacks, MONAI. They agree to rounding.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,9 +28,12 @@ from scipy.spatial import cKDTree
 
 from evaluation.metrics import Engine, Mask, as_masks, check_engine, class_boxes
 
-# One border voxel in so many voxels is many, as in noise: a search around each, up to so many voxels away, as long as
-# so many steps serve half of the points, or else a distance transform of the whole array is faster than a tree.
+# One border voxel in so many voxels is many, as in noise: then a search around each point may be fastest, up to so many
+# voxels away, as long as so many steps serve half of the points.
 DENSE, REACH, PATIENCE = 32, 6, 32
+# What choosing a way goes by, from about so many points. Nanoseconds: of a distance transform for a voxel and axis; of
+# a tree for a point, and for each other point not much farther away than the nearest; of a look at a neighbour.
+SAMPLE, VOXEL_NS, POINT_NS, RIVAL_NS, RIVAL, LOOK_NS = 128, 25, 600, 300, 1.05, 8
 
 
 @dataclass(frozen=True)
@@ -85,14 +90,14 @@ class SurfaceDistances:
 
 @dataclass(frozen=True, eq=False)
 class Borders:
-    """The border voxels of a prediction (N, d) and of a label (M, d): array indices."""
+    """The border voxels of a prediction (d, N) and of a label (d, M): array indices."""
 
     prediction: NDArray[np.int32]
     label: NDArray[np.int32]
 
     def distances(self, spacing_mm: Sequence[float] | None = None) -> SurfaceDistances:
         """The distances in voxels, or in mm with `spacing_mm`; neither border may be empty."""
-        scale = np.ones(self.label.shape[1]) if spacing_mm is None else np.asarray(spacing_mm, np.float64)
+        scale = np.ones(len(self.label)) if spacing_mm is None else np.asarray(spacing_mm, np.float64)
         return SurfaceDistances(
             _nearest(self.prediction, self.label, scale), _nearest(self.label, self.prediction, scale)
         )
@@ -163,14 +168,14 @@ def borders(predicted: NDArray[Any], true: NDArray[Any], classes: int) -> list[B
     Example:
         >>> (pair,) = borders(np.array([[0, 1, 1, 1]]), np.array([[0, 0, 0, 1]]), classes=1)
         >>> pair.prediction.tolist(), pair.label.tolist()
-        ([[0, 1], [0, 2], [0, 3]], [[0, 3]])
+        ([[0, 0, 0], [1, 2, 3]], [[0], [3]])
     """
     pairs = zip(_borders(predicted, classes), _borders(true, classes), strict=True)
     return [Borders(prediction, label) for prediction, label in pairs]
 
 
 def _borders(labels: NDArray[Any], classes: int) -> list[NDArray[np.int32]]:
-    """For each class the indices (N, d) of its border voxels.
+    """For each class the indices (d, N) of its border voxels.
 
     Neighbouring voxels of two classes are a border of both, so that one pass does for all classes.
     """
@@ -186,71 +191,113 @@ def _borders(labels: NDArray[Any], classes: int) -> list[NDArray[np.int32]]:
     places = np.flatnonzero(border)
     indices = labels.reshape(-1)[places]
     return [
-        np.stack(np.unravel_index(places[indices == index], labels.shape), axis=1).astype(np.int32)
-        for index in range(1, classes + 1)
+        np.array(np.unravel_index(places[indices == index], labels.shape), np.int32) for index in range(1, classes + 1)
     ]
 
 
 def _nearest(points: NDArray[np.int32], others: NDArray[np.int32], scale: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The distance from each point to the nearest of the others, both scaled axis by axis."""
-    low = np.minimum(points.min(0), others.min(0))
-    shape = np.maximum(points.max(0), others.max(0)) - low + 1
-    voxels = shape.prod(dtype=np.int64)
-    found, rest = np.empty(len(points)), np.arange(len(points))
-    if DENSE * len(others) > voxels:
-        rest = _search_around(points - low, others - low, shape, scale, found)
+    """The distance from each point (d, N) to the nearest of the others (d, M), both scaled axis by axis.
+
+    The three ways give the same; what each would cost follows from numbers and, for a few points, from trying.
+    """
+    low = np.minimum(points.min(1), others.min(1))[:, None]
+    shape = tuple((np.maximum(points.max(1), others.max(1)) - low[:, 0] + 1).tolist())
+    points, others = points - low, others - low
+    transform = VOXEL_NS * len(shape) * math.prod(shape)
+    found, rest = np.empty(points.shape[1]), np.arange(points.shape[1])
+    if DENSE * others.shape[1] > math.prod(shape):
+        rest = _search_around(points, others, shape, scale, found, transform)
     if len(rest):
-        waiting = points[rest]
-        if DENSE * len(rest) > voxels:
-            nearest = _nearest_of_all(others - low, shape, scale)[:, *(waiting - low).T].T + low
-        else:
-            _, index = cKDTree(others * scale, balanced_tree=False).query(waiting * scale)
-            nearest = others[index]
+        waiting = points if len(rest) == points.shape[1] else points[:, rest]
+        nearest = _nearest_in_tree(waiting, others, scale, transform)
+        if nearest is None:
+            nearest = _nearest_of_all(others, shape, scale)[:, *waiting]
         # from the differences of whole numbers: scaled coordinates would round
-        found[rest] = np.sqrt((((waiting - nearest) * scale) ** 2).sum(axis=1))
+        found[rest] = np.sqrt((((waiting - nearest) * scale[:, None]) ** 2).sum(axis=0))
     return found
 
 
-def _nearest_of_all(others: NDArray[np.int32], shape: NDArray[Any], scale: NDArray[np.float64]) -> NDArray[np.int32]:
+def _nearest_of_all(others: NDArray[np.int32], shape: tuple[int, ...], scale: NDArray[np.float64]) -> NDArray[np.int32]:
     """For each voxel of an array of that shape the indices (d, …) of the nearest of the others."""
     free = np.ones(shape, bool)
-    free[*others.T] = False
+    free[*others] = False
     nearest: NDArray[np.int32] = np.empty((len(shape), *shape), np.int32)
     distance_transform_edt(free, scale, return_distances=False, return_indices=True, indices=nearest)
     return nearest
 
 
+def _nearest_in_tree(
+    points: NDArray[np.int32], others: NDArray[np.int32], scale: NDArray[np.float64], limit_ns: float
+) -> NDArray[np.int32] | None:
+    """For each point the nearest of the others (d, N); None where that would take longer than the limit.
+
+    A tree is slow for points with many others about as far away as the nearest, as in the middle of a hollow one.
+    """
+    count = points.shape[1]
+    if count * POINT_NS > limit_ns:
+        return None
+    tree, places = cKDTree(others.T * scale, balanced_tree=False), points.T * scale
+    if count > 4 * SAMPLE:
+        sample = places[:: count // SAMPLE]
+        distances, _ = tree.query(sample)
+        rivals = tree.query_ball_point(sample, distances * RIVAL, return_length=True).mean()
+        if count * (POINT_NS + rivals * RIVAL_NS) > limit_ns:
+            return None
+    return others[:, tree.query(places)[1]]
+
+
 def _search_around(
-    points: NDArray[np.int32], others: NDArray[np.int32], shape: NDArray[Any], scale: NDArray[np.float64],
-    found: NDArray[np.float64],
+    points: NDArray[np.int32], others: NDArray[np.int32], shape: tuple[int, ...], scale: NDArray[np.float64],
+    found: NDArray[np.float64], limit_ns: float,
 ) -> NDArray[np.intp]:  # fmt: skip
     """Fills in the distances of points that have another one within a few voxels; the indices of those that wait.
 
-    Looks at one neighbour of all points after the other, the nearest first, and gives up where that finds little.
+    Looks at one neighbour of all points after the other, the nearest first, and gives up where that finds little, or
+    at once where a few points say that all would take longer than the limit.
     """
-    steps = np.stack(np.meshgrid(*[np.arange(-REACH, REACH + 1)] * len(shape), indexing="ij"), -1).reshape(
-        -1, len(shape)
-    )
+    steps, distances = _steps_around(tuple(scale.tolist()))
+    padded = tuple(size + 2 * REACH for size in shape)
+    strides = np.array([math.prod(padded[axis + 1 :]) for axis in range(len(padded))])
+    taken = np.zeros(math.prod(padded), bool)
+    taken[np.ravel_multi_index(tuple(others + REACH), padded)] = True
+    offsets, everywhere = steps @ strides, np.ravel_multi_index(tuple(points + REACH), padded)
+
+    def look(places: NDArray[np.intp], found: NDArray[np.float64]) -> tuple[NDArray[np.intp], int]:
+        """The indices of those that wait, and how often was looked."""
+        rest, before, looks = np.arange(len(places)), len(places), 0
+        for number, (offset, distance) in enumerate(zip(offsets, distances, strict=True), 1):
+            looks += len(rest)
+            hit = taken[places + offset]
+            found[rest[hit]] = distance
+            places, rest = places[~hit], rest[~hit]
+            if not len(rest):
+                break
+            if number % PATIENCE == 0:
+                if 2 * len(rest) > before:
+                    break
+                before = len(rest)
+        return rest, looks
+
+    every = max(1, len(everywhere) // SAMPLE)
+    sample = everywhere[::every]
+    rest, looks = look(sample, np.empty(len(sample)))
+    # those that wait take the tree, or all of the transform
+    after = min(len(rest) * every * POINT_NS, limit_ns)
+    if looks * every * LOOK_NS + after > limit_ns:
+        return np.arange(len(everywhere))
+    return look(everywhere, found)[0]
+
+
+@functools.lru_cache(maxsize=64)
+def _steps_around(scale: tuple[float, ...]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Steps to all neighbours (n, d) within reach, the nearest first, and how far they lead."""
+    axes = [np.arange(-REACH, REACH + 1)] * len(scale)
+    steps = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(scale))
     distances = np.sqrt(((steps * scale) ** 2).sum(axis=1))
     # what lies farther along the finest axis is not among the steps
-    complete = np.flatnonzero(distances < (REACH + 1) * scale.min())
+    complete = np.flatnonzero(distances < (REACH + 1) * min(scale))
     order = complete[np.argsort(distances[complete], kind="stable")]
-    padded = shape + 2 * REACH
-    strides = np.append(np.cumprod(padded[:0:-1], dtype=np.int64)[::-1], 1)
-    taken = np.zeros(int(padded.prod(dtype=np.int64)), bool)
-    taken[(others + REACH) @ strides] = True
-    places, rest, before = (points + REACH) @ strides, np.arange(len(points)), len(points)
-    for number, index in enumerate(order, 1):
-        hit = taken[places + steps[index] @ strides]
-        found[rest[hit]] = distances[index]
-        places, rest = places[~hit], rest[~hit]
-        if not len(rest):
-            break
-        if number % PATIENCE == 0:
-            if 2 * len(rest) > before:
-                break
-            before = len(rest)
-    return rest
+    return steps[order], distances[order]
 
 
 def _checked(

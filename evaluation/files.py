@@ -27,7 +27,7 @@ from transforms import (
     case_name,
     has_suffix,
     list_files,
-    made_of,
+    masks_alone,
     merged_masks,
     on_grid,
     pair_masks,
@@ -44,10 +44,10 @@ from transforms.volumes import Volume
 
 # Where the cases would take longer than this in one process, the others are started.
 WORTH_SECONDS = 20.0
+# Classes that nobody named are numbered one after the other; a number like 30000 is none of them.
+UNNAMED = 255
 # What is as bright is white, but for JPEG.
 BRIGHT = 192
-# What lies beside masks and is none, by the end of its name.
-BY_PRODUCTS = ("_probability", "_overlay", "_superpixels")
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class Measured:
     """A case, and of prediction and label the highest class and, in pictures without named classes, class 1's grey."""
 
     case: Case
+    prediction_file: str
     prediction: int
     label: int
     levels: tuple[int | None, int | None] = (None, None)
@@ -145,7 +146,7 @@ def pair_files(predictions: Path, labels: Path) -> Pairing:
     if predictions.is_file() and labels.is_file():
         return Pairing((Pair(predictions, (labels,)),), {})
     predicted, true = (
-        files if path.is_file() else _masks_alone(files, passed)
+        files if path.is_file() else masks_alone(files, passed)
         for path, files in ((predictions, predicted), (labels, true))
     )
     if suffixes == VOLUME_SUFFIXES:
@@ -166,18 +167,6 @@ def pair_files(predictions: Path, labels: Path) -> Pairing:
     if not pairs:
         raise InputError(next(iter(unmatched.values())))
     return Pairing(tuple(Pair(*pair) for pair in pairs), unmatched, passed_over(passed))
-
-
-def _masks_alone(files: Sequence[Path], passed: Counter[str]) -> list[Path]:
-    """The files without probabilities, overlays, superpixels, and images beside their masks, as in raw downloads."""
-    kinds = {file: stem(file).removeprefix(made_of(file)).lower() for file in files}
-    by_products = {file for file, kind in kinds.items() if kind.startswith(BY_PRODUCTS)}
-    masked = {(file.parent, made_of(file)) for file, kind in kinds.items() if kind and file not in by_products}
-    images = {file for file, kind in kinds.items() if not kind and (file.parent, stem(file)) in masked}
-    for file in by_products:
-        passed[f"*{kinds[file].rstrip('0123456789_')}"] += 1
-    passed["image beside its mask"] += len(images)
-    return [file for file in files if file not in by_products and file not in images]
 
 
 def with_images(pairs: Sequence[Pair], images: Path) -> tuple[Pair, ...]:
@@ -252,6 +241,13 @@ def _measure_pair(pair: Pair, reading: Reading, measuring: Measuring) -> Measure
     try:
         predicted, true, spacing, image = read_pair(pair, reading)
         classes = reading.classes or max(int(predicted.max(initial=0)), int(true.max(initial=0)), 1)
+        if not reading.classes and classes > UNNAMED:
+            most = pair.prediction if predicted.max(initial=0) == classes else pair.labels[0]
+            raise InputError(
+                f"holds class numbers up to {classes}, unnamed ones may go up to {UNNAMED}",
+                path=most,
+                remedy="number the classes 1, 2, …; of labels alone, say which numbers are meant with --label-ids",
+            )
         if reading.label_ids and int(predicted.max(initial=0)) > classes:
             raise InputError(
                 f"holds classes up to {predicted.max()}, --label-ids numbers {classes}",
@@ -265,7 +261,9 @@ def _measure_pair(pair: Pair, reading: Reading, measuring: Measuring) -> Measure
             levels = _level([pair.prediction], predicted), _level(pair.labels, true)
         shown = largest_components(predicted, classes) if measuring.postprocess == "largest" else predicted
         picture = thumbnail(image, shown, true, spacing)
-        return Measured(case, int(predicted.max(initial=0)), int(true.max(initial=0)), levels, picture)
+        return Measured(
+            case, str(pair.prediction), int(predicted.max(initial=0)), int(true.max(initial=0)), levels, picture
+        )
     except (ValueError, OSError) as error:
         return str(error)
     except MemoryError:
@@ -314,7 +312,11 @@ def _on_grid_of(label: Volume, label_file: Path, volume: Volume, file: Path) -> 
     if volume.geometry == label.geometry == "file":
         found = on_grid(volume.array, volume.affine, label.affine, label.array.shape)
     if found is None and sorted(turned.shape) == sorted(label.array.shape):
-        raise InputError(f"lies elsewhere in space than {label_file}: their affines differ", path=file)
+        sizes = [" × ".join(f"{size:.3g}" for size in one.spacing_mm or ()) for one in (reoriented(volume), label)]
+        what = f"voxels of {sizes[0]} mm, not {sizes[1]}" if sizes[0] != sizes[1] else "their affines differ"
+        raise InputError(
+            f"lies elsewhere in space than {label_file}: {what}", path=file, remedy="resample it to the label's grid"
+        )
     if found is None or found.shape != label.array.shape:
         raise InputError(f"shape {turned.shape}, but {label_file} has {label.array.shape}", path=file)
     return found
@@ -340,9 +342,9 @@ def check_levels(measured: Mapping[str, Measured]) -> None:
     """
     for side, what in enumerate(("predictions", "labels")):
         levels: dict[int, str] = {}
-        for name, one in measured.items():
+        for label, one in measured.items():
             if (level := one.levels[side]) is not None:
-                levels.setdefault(level, name)
+                levels.setdefault(level, label if side else one.prediction_file)
         if len(levels) > 1:
             held = ", ".join(f"{level} ({levels[level]})" for level in sorted(levels))
             raise InputError(

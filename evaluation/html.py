@@ -77,9 +77,7 @@ def page(summary: Summary, rows: Sequence[Row], pictures: Mapping[str, bytes] | 
     tables: list[dict[str, object]] = []
     for name, protocol in summary.protocols.items():
         tables += _tables(name, protocol)
-    odd = [
-        (status, sorted({(row.case, row.structure) for row in rows if row.score.status == status})) for status in ODD
-    ]
+    odd = [(status, *_of_status(rows, status)) for status in ODD]
     unit = next(iter(summary.protocols.values())).distance_unit
     plots = []
     for metric in PLOTTED[summary.kind]:
@@ -94,12 +92,23 @@ def page(summary: Summary, rows: Sequence[Row], pictures: Mapping[str, bytes] | 
         plots=[(title, plot) for title, plot in plots if plot],
         cards=cards,
         left_out=len(pictures or {}) - sum(bool(card.picture) for card in cards),
-        heads=[_title(metric, unit) for metric in IN_CARDS[summary.kind]],
-        odd=[(status, [(case, anchor(case), name) for case, name in found]) for status, found in odd if found],
+        # the unit stays beside the last word
+        heads=["\u00a0".join(_title(metric, unit).rsplit(" ", 1)) for metric in IN_CARDS[summary.kind]],
+        odd=[(status, number, found) for status, number, found in odd if found],
         published=_published(summary.published),
         few=summary.cases < FEW_CASES,
         few_cases=FEW_CASES,
     )
+
+
+def _of_status(rows: Sequence[Row], status: str) -> tuple[int, list[tuple[str, str, list[str]]]]:
+    """How many classes of cases have the status, and by case: name, anchor, classes."""
+    cases: dict[str, list[str]] = {}
+    for row in rows:
+        if row.score.status == status:
+            cases.setdefault(row.case, []).append(row.structure)
+    found = [(case, anchor(case), structures) for case, structures in sorted(cases.items())]
+    return sum(map(len, cases.values())), found
 
 
 def _tables(name: str, protocol: Protocol) -> list[dict[str, object]]:
@@ -145,7 +154,11 @@ def _cell(metric: str, value: Mean | MeanOfClasses) -> tuple[str, str, int]:
     factor = _factor(metric)
     ends = "" if value.low is None or value.high is None else f"[{value.low * factor:.2f}, {value.high * factor:.2f}]"
     sd, number = (value.sd, value.n) if isinstance(value, Mean) else (value.sd_over_cases, value.cases)
-    return plus_minus(value.mean, sd, factor), ends, number
+    return _minus(plus_minus(value.mean, sd, factor)), _minus(ends), number
+
+
+def _minus(numbers: str) -> str:
+    return numbers.replace("-", "−")
 
 
 def _cards(rows: Sequence[Row], kind: str, pictures: Mapping[str, bytes]) -> list[Card]:
@@ -256,7 +269,7 @@ def _difference_tables(comparison: Comparison) -> list[dict[str, object]]:
         title, factor = _title(one.metric, comparison.unit), heads[one.metric][1]
         tests = ["" if p is None else f"{p:.2g}" for p in (one.p, one.p_holm)]
         name = one.structure if several else title
-        mean, ends = (text.replace("-", "−") for text in signed(one, factor))
+        mean, ends = map(_minus, signed(one, factor))
         line = Line(name, mean, ends, one.n, tests[0], tests[1], one.better, one.worse)
         tables.setdefault(title if several else "", []).append(line)
     return [
@@ -327,7 +340,7 @@ def _changed(
                         one.structure,
                         f"{one.before * factor:.2f}",
                         f"{one.after * factor:.2f}",
-                        f"{(one.after - one.before) * factor:+.2f}".replace("-", "−"),
+                        _minus(f"{(one.after - one.before) * factor:+.2f}"),
                     )
                     for one in found
                 ],

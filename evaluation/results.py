@@ -78,9 +78,7 @@ def read_summary(folder: Path) -> Summary:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(
-            "does not exist", path=path, remedy="evaluate that run first, with this --output_dir"
-        ) from error
+        raise InputError("does not exist", path=path, remedy="name a folder that an evaluation has written") from error
     except (OSError, ValueError) as error:
         raise InputError(f"not a readable summary ({error})", path=path) from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:

@@ -18,7 +18,11 @@ body { margin: 0 auto; padding: 1rem; max-width: 68rem; font: 1rem/1.5 system-ui
   color: var(--ink); background: var(--paper); overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 a { color: var(--link); } .soft { color: var(--soft); font-size: .9rem; }
-.scroll { overflow-x: auto; margin-bottom: 1.2rem; } .card .scroll { margin: .5rem 0 0; }
+.scroll { overflow-x: auto; margin-bottom: 1.2rem; background: linear-gradient(90deg, var(--paper) 40%, transparent),
+  linear-gradient(270deg, var(--paper) 40%, transparent) 100% 0, linear-gradient(90deg, var(--line), transparent),
+  linear-gradient(270deg, var(--line), transparent) 100% 0; background-repeat: no-repeat;
+  background-size: 3rem 100%, 3rem 100%, .8rem 100%, .8rem 100%; background-attachment: local, local, scroll, scroll; }
+.card .scroll { margin: .5rem 0 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   overflow-wrap: normal; white-space: nowrap; }
@@ -36,14 +40,19 @@ summary.pair { display: flex; gap: .4rem; } summary.pair img { width: 50%; min-w
 .card:has(details[open]) { grid-column: 1 / -1; } details[open] img { width: 100%; height: auto; max-width: 40rem; }
 .tables { display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: flex-start; } .tables .scroll { max-width: 100%; }
 .tables th, .tables td, .card th, .card td { padding: .2rem .4rem; }
+.card th { white-space: normal; } .card thead th { vertical-align: bottom; }
+@media (max-width: 30rem) { th, td { padding: .2rem .3rem; font-size: .85rem; } th { white-space: normal; }
+  td span { font-size: .75rem; } }
 @media print { :root { color-scheme: light; --ink: #000; --paper: #fff; --soft: #333; --line: #888; --link: #000;
   --dot: #333; }
   body { padding: 0; font-size: .8rem; } h2, h3, h4, caption { break-after: avoid; } nav { display: none; }
-  .card, figure, tr { break-inside: avoid; } .plots, .tables { display: block; } .scroll { overflow: visible; }
+  .card, figure, tr { break-inside: avoid; } .plots, .tables { display: block; }
+  .scroll { overflow: visible; background: none; }
   figure { display: inline-block; vertical-align: top; } .cards { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-  .card { padding: .3rem; } figure svg { max-width: 100%; }
-  th, td { padding: .1rem .35rem; font-size: .68rem; white-space: normal;
-    overflow-wrap: anywhere; }
+  .card { padding: .3rem; } .card h3, .card h4 { font-size: .75rem; } figure svg { max-width: 100%; }
+  th, td { padding: .1rem .35rem; font-size: .68rem; } th, .text { white-space: normal; }
+  .text, th[scope=row] { overflow-wrap: anywhere; }
+  .card th, .card td { padding: .1rem .15rem; font-size: .6rem; } .card th[scope=row] { overflow-wrap: break-word; }
   td span { font-size: .62rem; } summary img { max-width: 100%; } }
 </style>
 </head>
@@ -96,11 +105,11 @@ are too narrow; at N = 12 a nominal 95 % covered the true mean 81 % of the time 
 </div>
 {% if odd %}
 <h2 id="odd">Missed, false alarms, absent</h2>
-{% for status, found in odd %}
-<h3>{{ status }} ({{ found | length }})</h3>
+{% for status, number, found in odd %}
+<h3>{{ status }} ({{ number }})</h3>
 <ul>
-{% for case, anchor, structure in found %}
-<li><a href="#{{ anchor }}">{{ case }}</a>: {{ structure }}</li>
+{% for case, anchor, structures in found %}
+<li><a href="#{{ anchor }}">{{ case }}</a>: {{ structures | join(", ") }}</li>
 {% endfor %}
 </ul>
 {% endfor %}
@@ -139,8 +148,9 @@ are too narrow; at N = 12 a nominal 95 % covered the true mean 81 % of the time 
 {% for name, protocol in summary.protocols.items() %}
 <dt>{{ name }}</dt><dd>{{ protocol.rules }}.</dd>
 {% endfor %}
-<dt>computed by</dt><dd>{{ summary.engine }}; {% for name, number in summary.versions.items() %}{{ name }} {{ number }}
-{{ "" if loop.last else ", " }}{% endfor %}</dd>
+<dt>computed by</dt><dd>{{ summary.engine }}; {% for name, number in summary.versions.items() %}
+{{ name }} {{ number }}{{ "" if loop.last else "," }}
+{% endfor %}</dd>
 </dl>
 </main>
 {% endblock %}

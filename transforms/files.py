@@ -30,10 +30,10 @@ CLUTTER = ("Thumbs.db", "desktop.ini", "__MACOSX")
 _VOLUME, _OTHERS = ("|".join(map(re.escape, some)) for some in (VOLUME_SUFFIXES, PICTURE_SUFFIXES + DICOM_SUFFIXES))
 # The released Synapse volumes are called case0001.npy.h5; .npz are slices to train on.
 _SUFFIX = re.compile(rf"(?<=.)((\.npy)?({_VOLUME})|{_OTHERS}|\.npz)\Z", re.IGNORECASE | re.DOTALL)
-# What masks, predictions and by-products add to the name of their image.
-_ADDED = (
-    r"_(segmentation|seg|mask(_\d+)?|superpixels|probability(_\d+)?|labels?|gt|prediction|pred|trans|lesion|overlay)\Z"
-)
+# What by-products, which are neither image nor mask, and masks and predictions add to the name of their image.
+_BESIDE = r"superpixels|probability(_\d+)?|overlay"
+_BY_PRODUCT = re.compile(rf"(?<=.)_({_BESIDE})\Z", re.IGNORECASE | re.DOTALL)
+_ADDED = rf"_(segmentation|seg|mask(_\d+)?|labels?|gt|prediction|pred|trans|lesion|{_BESIDE})\Z"
 _ADDITION = re.compile(rf"(?<=.){_ADDED}", re.IGNORECASE | re.DOTALL)
 # MONAI's own SaveImage makes case0001.npy_pred.nii.gz from case0001.npy.h5, hence `.npy` here.
 _DECORATION = re.compile(rf"(?<=.)({_ADDED}|\.npy\Z)|\A(img|label)(?=\d)", re.IGNORECASE | re.DOTALL)
@@ -245,11 +245,20 @@ def list_files(
     return [file for file in files if not (has_suffix(file, [".img"]) and file.with_suffix("") in headers)]
 
 
-def without_by_products(files: Sequence[Path], passed: Counter[str] | None = None) -> list[Path]:
-    """The files without what was made of another one of them: masks, superpixels, predictions, probabilities.
+def is_by_product(path: PathLike) -> bool:
+    """True for what lies beside images and masks and is neither: superpixels, probabilities, overlays.
 
-    `a_mask.png` is left out where `a.jpg` is in the same folder, and taken where it is not; `a_superpixels.png` always
-    is left out.
+    Example:
+        >>> is_by_product("a_overlay.png"), is_by_product("a_probability_2.png"), is_by_product("a_mask.png")
+        (True, True, False)
+    """
+    return bool(_BY_PRODUCT.search(stem(path)))
+
+
+def without_by_products(files: Sequence[Path], passed: Counter[str] | None = None) -> list[Path]:
+    """The images among files: without by-products, and without the masks and predictions made of another one of them.
+
+    `a_mask.png` is left out where `a.jpg` is in the same folder, and taken where it is not.
 
     Args:
         files: images, perhaps with other files among them.
@@ -260,15 +269,36 @@ def without_by_products(files: Sequence[Path], passed: Counter[str] | None = Non
         ['a.png', 'b_mask.png']
     """
     stems = {(file.parent, stem(file)) for file in files}
-    taken = []
-    for file in files:
-        kind = stem(file).removeprefix(made_of(file)).lower()
-        if kind and (kind == "_superpixels" or (file.parent, made_of(file)) in stems):
-            if passed is not None:
-                passed[f"*{kind.rstrip('0123456789_')}"] += 1
-        else:
-            taken.append(file)
-    return taken
+    made = [file for file in files if made_of(file) != stem(file) and (file.parent, made_of(file)) in stems]
+    return _without(files, {*made, *filter(is_by_product, files)}, passed)
+
+
+def masks_alone(files: Sequence[Path], passed: Counter[str] | None = None) -> list[Path]:
+    """The masks among files: without by-products, and without the images beside their masks, as in raw downloads.
+
+    Args:
+        files: masks or predictions, perhaps with other files among them.
+        passed: counts what was left out, for `passed_over`.
+
+    Example:
+        >>> [file.name for file in masks_alone([Path("a.png"), Path("a_mask.png"), Path("b.png")])]
+        ['a_mask.png', 'b.png']
+    """
+    by_products = set(filter(is_by_product, files))
+    masked = {(file.parent, made_of(file)) for file in files if made_of(file) != stem(file) and file not in by_products}
+    images = {file for file in files if made_of(file) == stem(file) and (file.parent, stem(file)) in masked}
+    if passed is not None:
+        passed["image beside its mask"] += len(images)
+    return [file for file in _without(files, by_products, passed) if file not in images]
+
+
+def _without(files: Sequence[Path], left_out: set[Path], passed: Counter[str] | None) -> list[Path]:
+    """The others; those left out are counted by what their names end in."""
+    if passed is not None:
+        for file in files:
+            if file in left_out:
+                passed[f"*{stem(file).removeprefix(made_of(file)).lower().rstrip('0123456789_')}"] += 1
+    return [file for file in files if file not in left_out]
 
 
 def passed_over(passed: Counter[str]) -> str:
@@ -410,7 +440,7 @@ def pair_masks(
 ) -> list[tuple[Path, tuple[Path, ...]]]:
     """Each image with its masks, in the order of `images`: `a_mask.png`, and `a_mask_1.png` … where it has several.
 
-    Names decide as in `pair_by_name`. Superpixels are no masks.
+    Names decide as in `pair_by_name`. By-products are no masks.
 
     Args:
         images: files.
@@ -425,7 +455,7 @@ def pair_masks(
         >>> pair_masks([Path("a.jpg")], [Path("a_mask.png"), Path("a_mask_1.png")])
         [(PosixPath('a.jpg'), (PosixPath('a_mask.png'), PosixPath('a_mask_1.png')))]
     """
-    masks = [mask for mask in masks if not stem(mask).lower().endswith("_superpixels")]
+    masks = [mask for mask in masks if not is_by_product(mask)]
     name = _common_name(images, masks)
     here = by_name(images, name)
     # All masks of an image are different files: only the first may go without a number.

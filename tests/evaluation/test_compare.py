@@ -188,3 +188,20 @@ def test_holm() -> None:
     assert holm([]) == []
     assert holm([0.6, 0.7]) == [1, 1]
     assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+
+
+@pytest.mark.parametrize("cases", [1, 2])
+@pytest.mark.parametrize("kind", [VolumeScores, ImageScores])
+def test_one_or_two_cases_are_compared_too(kind: type[Scores], cases: int, tmp_path: Path) -> None:
+    folders = [write(tmp_path / name, noise, kind(["a", "b"]), cases) for name, noise in (("A", 0.2), ("B", 0.05))]
+    main(["compare", *map(str, folders), "--output", str(tmp_path)])
+    (comparison,) = json.loads((tmp_path / "comparison.json").read_text())["comparisons"]
+    one = comparison["differences"][0]
+    assert (one["n"], one["better"], one["worse"]) == (cases, cases, 0)
+    if cases == 1:
+        assert (one["low"], one["high"], one["p"]) == (None, None, 1.0)
+    else:
+        assert one["low"] < one["mean"] < one["high"]
+        # no smaller one is possible
+        assert one["p"] == 0.5
+    assert "too narrow" in (tmp_path / "comparison.html").read_text()

@@ -13,6 +13,7 @@ from monai.transforms import KeepLargestConnectedComponent
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from evaluation import distances
 from evaluation.cases import Measuring, largest_components, measure
 from evaluation.distances import borders, medpy_surface, surface_distances
 from evaluation.metrics import confusion, confusions
@@ -47,9 +48,34 @@ KINDS = {
     "noise and a box": (NOISE[0], boxes((2, 5, 2, 5, 2, 5), shape=NOISE[0].shape)),
     "noise in a corner": (boxes((0, 6, 0, 6, 0, 6), shape=NOISE[0].shape) & NOISE[0], NOISE[2]),
     "checkered": (np.indices((12, 14, 13)).sum(0) % 2 == 0, boxes((3, 9, 3, 9, 3, 9), shape=(12, 14, 13))),
+    "noise beside nothing": (NOISE[0] & boxes((0, 20, 0, 24, 0, 9), shape=NOISE[0].shape), NOISE[1]),
+    "inside a hollow one": (
+        boxes((0, 40, 0, 30, 0, 30), shape=(40, 30, 30)) & ~boxes((1, 39, 1, 29, 1, 29), shape=(40, 30, 30)),
+        boxes((12, 28, 8, 22, 8, 22), shape=(40, 30, 30)),
+    ),
     "flat": (boxes((2, 5, 2, 5), shape=(12, 10)), boxes((4, 7, 4, 9), shape=(12, 10))),
     "a line": (boxes((0, 4), shape=(20,)), boxes((12, 20), shape=(20,))),
 }
+
+
+def test_the_way_that_is_taken_depends_on_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    for name in ("distance_transform_edt", "cKDTree"):
+        original = getattr(distances, name)
+        monkeypatch.setattr(
+            distances, name, lambda *a, name=name, original=original, **k: taken.append(name) or original(*a, **k)
+        )
+    ways = {}
+    for kind in ("far and scattered", "noise", "noise and a box", "inside a hollow one"):
+        taken.clear()
+        surface_distances(*KINDS[kind], (3.0, 1.0, 1.0))
+        ways[kind] = sorted(set(taken))
+    assert ways["far and scattered"] == ["cKDTree"]
+    # noise: a search around each point
+    assert ways["noise"] == []
+    assert ways["noise and a box"] == ["distance_transform_edt"]
+    # a tree is tried with a few points, and given up
+    assert ways["inside a hollow one"] == ["cKDTree", "distance_transform_edt"]
 
 
 def check(pair: MaskPair, spacing: tuple[float, ...] | None) -> None:

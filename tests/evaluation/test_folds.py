@@ -82,5 +82,7 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     (tmp_path / "c/summary.json").write_text("{")
     with pytest.raises(ValueError, match="not a readable summary"):
         summarise([tmp_path / "c"])
-    with pytest.raises(SystemExit, match=r"error: .*d.summary\.json: does not exist; evaluate that run first"):
+    with pytest.raises(
+        SystemExit, match=r"error: .*d.summary\.json: does not exist; name a folder that an evaluation has written"
+    ):
         main([str(tmp_path / "d")])

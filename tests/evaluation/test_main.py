@@ -278,7 +278,27 @@ def test_affines_are_compared_in_voxels(folders: tuple[Path, Path], tmp_path: Pa
             if fits:
                 assert protocols(*folders, "--output", tmp_path)["strict"]["mean"]["dice"]["mean"] == 1
             else:
-                assert "their affines differ" in failure(*folders)
+                assert "lies elsewhere in space than" in failure(*folders)
+
+
+def test_another_voxel_size_is_named(folders: tuple[Path, Path]) -> None:
+    save_nifti(folders[0] / "a.nii.gz", blobs(0), SPL * [2, 1, 1, 1])
+    save_nifti(folders[1] / "a.nii.gz", blobs(0), SPL)
+    line = failure(*folders)
+    assert "voxels of 6 × 0.9 × 0.8 mm, not 3 × 0.9 × 0.8; resample it to the label's grid" in line
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_huge_numbers_are_no_classes(folders: tuple[Path, Path], tmp_path: Path, both: bool) -> None:
+    for number, folder in enumerate(folders):
+        save_nifti(folder / "a.nii.gz", blobs(0))
+        label = blobs(1).astype(np.int32)
+        label[label == 2] = 30_000 if both or number == 0 else 2
+        save_nifti(folder / "b.nii.gz", label)
+    line = failure(*folders, "--output", tmp_path)
+    assert "b.nii.gz: holds class numbers up to 30000, unnamed ones may go up to 255; number the classes 1, 2" in line
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["cases"], summary["classes"]) == (1, ["class 1", "class 2"])
 
 
 def test_affines_between_two_orientations(folders: tuple[Path, Path], tmp_path: Path) -> None:

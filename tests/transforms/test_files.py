@@ -26,6 +26,7 @@ from transforms import (
     list_files,
     log_warnings,
     made_of,
+    masks_alone,
     pair_by_name,
     pair_masks,
     passed_over,
@@ -237,6 +238,20 @@ def test_by_products_stay_behind_their_image(tmp_path: Path) -> None:
     ]
     assert passed == {"*_mask": 2, "*_segmentation": 1, "*_superpixels": 2, "*_probability": 1, "*_pred": 1}
     assert {made_of(name) for name in made} == {"a"}
+
+
+def test_by_products_are_neither_images_nor_masks() -> None:
+    names = [f"{name}.png" for name in ("a_overlay", "b_Probability_2", "c_superpixels")]
+    files = paths(*names, "d.png", "d_mask.png", "e.png", "f_overlays.png")
+    for alone, expected in (
+        (without_by_products, ["d.png", "e.png", "f_overlays.png"]),
+        (masks_alone, ["d_mask.png", "e.png", "f_overlays.png"]),
+    ):
+        passed: Counter[str] = Counter()
+        assert [str(file) for file in alone(files, passed)] == expected
+        assert {"*_overlay", "*_probability", "*_superpixels"} <= passed.keys()
+        assert passed.total() == 4
+    assert [str(file) for file, _ in pair_masks(paths("a.jpg"), paths("a.png", "a_overlay.png"))] == ["a.jpg"]
 
 
 def test_second_masks_belong_to_their_image() -> None:
