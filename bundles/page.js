@@ -56,7 +56,7 @@ async function start() {
     const [program, wasm, model] = await Promise.all(["program", "wasm", "model"].map(embedded));
     await ask("start", { program, wasm, model, about: description });
   } catch (error) {
-    at("status").textContent = `This browser cannot run the page: ${error.message}. Try a current Firefox, Chrome or Safari.`;
+    say(`This browser cannot run the page (${error.message}); use one of 2023 or newer.`);
     at("status").className = "error";
     return;
   }
@@ -71,28 +71,38 @@ const say = (text) => (at("status").textContent = text);
 
 function add(files) {
   for (const file of files) {
-    const button = document.createElement("button");
-    const [name, note] = [document.createElement("b"), document.createElement("span")];
+    const [row, button, note] = ["li", "button", "span"].map((tag) => document.createElement(tag));
+    const picture = { file, name: file.name || "pasted.png", row, button, note, state: "waiting" };
     button.type = "button";
-    button.append(name, note);
-    const row = document.createElement("li");
-    row.append(button);
+    button.textContent = picture.name;
+    button.addEventListener("click", async () => {
+      await choose(picture);
+      // on a phone it lies below the list
+      at("layers").scrollIntoView({ block: "nearest" });
+    });
+    note.id = `note-${++added}`;
+    button.setAttribute("aria-describedby", note.id);
+    row.append(button, note);
     at("list").append(row);
-    const picture = { file, name: file.name || "pasted.png", button, note, state: "waiting" };
-    name.textContent = picture.name;
-    button.addEventListener("click", () => choose(picture));
     pictures.push(picture);
     describe(picture);
   }
   work();
 }
 
+let added = 0;
+
 function describe(picture) {
-  const { state, note, button } = picture;
+  const { state, row, button, note } = picture;
   button.disabled = state !== "done";
-  note.className = state === "refused" ? "error" : "";
-  note.textContent = { waiting: "waiting", working: "being segmented …", refused: picture.error }[state]
-    ?? areas(picture).map(({ name, share }) => `${name} ${share} %`).join(", ");
+  row.className = state;
+  note.textContent = { waiting: "waiting", working: "being segmented …", refused: picture.error }[state] ?? result(picture);
+}
+
+function result(picture) {
+  const found = areas(picture).filter(({ pixels }) => pixels);
+  const shares = found.map(({ name, share }) => `${name} ${share} %`).join(", ");
+  return [shares || `no ${names.slice(1).join(", no ")} found`, ...picture.notes].join("; ");
 }
 
 let working = false;
@@ -130,16 +140,16 @@ function progress() {
   at("clear").disabled = !pictures.length;
   at("save-all").disabled = open > 0 || done < 2;
   if (!pictures.length) return;
-  const failed = refused ? `, ${refused} refused` : "";
-  say(open ? `${done + refused} of ${pictures.length} done${failed} …` : `${done} segmented${failed}.`);
+  const failed = pictures.filter(({ state }) => state === "refused").map(({ name, error }) => `${name}: ${error}`);
+  const more = failed.length > 1 ? `, ${failed.length} not, the last of them ${failed.at(-1)}` : `, one not, ${failed[0]}`;
+  say(`${open ? `${done + refused} of ${pictures.length} done …` : `${done} segmented${failed.length ? more : ""}.`}`);
 }
 
 // The chosen picture
 
 async function choose(picture) {
   chosen = picture;
-  for (const { button } of pictures) button.removeAttribute("aria-current");
-  picture.button.setAttribute("aria-current", "true");
+  for (const { button } of pictures) button.setAttribute("aria-current", String(button === picture.button));
   try {
     const found = await ask("show", { file: picture.file, packed: picture.packed });
     if (chosen !== picture) return;
@@ -151,6 +161,8 @@ async function choose(picture) {
   at("viewer").hidden = false;
   at("shown").textContent = picture.name;
   for (const id of ["picture", "overlay"]) Object.assign(at(id), { width: view.width, height: view.height });
+  // the whole picture is seen at once
+  at("layers").style.maxWidth = `calc(75vh * ${view.width / view.height})`;
   at("picture").getContext("2d").putImageData(new ImageData(view.pixels, view.width, view.height), 0, 0);
   at("save").href = picture.address ??= URL.createObjectURL(picture.mask);
   at("save").download = maskName(picture);
@@ -187,8 +199,9 @@ function areas({ counts, width, height }) {
   const millimetres = pixelSize();
   return names.slice(1).map((name, i) => {
     const pixels = counts[i + 1];
-    const square = millimetres ? (pixels * millimetres ** 2).toPrecision(4) : "";
-    return { name, pixels, share: ((100 * pixels) / (width * height)).toFixed(2), square: square && String(Number(square)) };
+    const area = millimetres && pixels * millimetres ** 2;
+    const square = millimetres ? (area < 1000 ? String(Number(area.toPrecision(4))) : area.toFixed(0)) : "";
+    return { name, pixels, share: ((100 * pixels) / (width * height)).toFixed(2), square };
   });
 }
 
@@ -220,6 +233,32 @@ function tabulate() {
   at("picture").setAttribute("aria-label", `${chosen.name}, outlined: ${said}`);
 }
 
+/** Masks and a table of the areas in one archive; equal names are told apart. */
+async function saveAll() {
+  const done = pictures.filter(({ state }) => state === "done");
+  const taken = new Set();
+  const lines = [["image", "class", "pixels", "percent", "mm2"]];
+  const files = done.map((picture) => {
+    const name = maskName(picture);
+    let unique = name;
+    for (let i = 2; taken.has(unique.toLowerCase()); i++) unique = name.replace(/_mask\.png$/, ` (${i})_mask.png`);
+    taken.add(unique.toLowerCase());
+    for (const { name: structure, pixels, share, square } of areas(picture)) {
+      lines.push([picture.name, structure, pixels, share, square]);
+    }
+    return [unique, picture.mask];
+  });
+  const quoted = (cell) => (/[",\r\n]/.test(cell) ? `"${String(cell).replaceAll('"', '""')}"` : cell);
+  const table = lines.map((line) => `${line.map(quoted).join(",")}\r\n`).join("");
+  files.push(["areas.csv", new Blob([table])]);
+  const link = document.createElement("a");
+  const address = URL.createObjectURL(await ask("archive", { files }));
+  Object.assign(link, { href: address, download: "masks.zip" });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(address), 60000);
+  say(`masks.zip holds ${done.length} masks and areas.csv.`);
+}
+
 // What a person does
 
 at("files").addEventListener("change", () => {
@@ -248,6 +287,7 @@ addEventListener("drop", (event) => {
 at("opacity").addEventListener("input", draw);
 at("outline").addEventListener("change", draw);
 at("pixel").addEventListener("input", tabulate);
+at("save-all").addEventListener("click", saveAll);
 at("clear").addEventListener("click", () => {
   for (const { address } of pictures) if (address) URL.revokeObjectURL(address);
   pictures.length = 0;

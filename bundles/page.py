@@ -24,13 +24,13 @@ from transforms import InputError
 VERSION = "1.30.0"
 ARCHIVE = f"onnxruntime-web-{VERSION}.tgz"
 ADDRESS = f"https://registry.npmjs.org/onnxruntime-web/-/{ARCHIVE}"
-HOW = f"get it with: npm pack onnxruntime-web@{VERSION}, or curl -O {ADDRESS}, and name it: --onnxruntime_web {ARCHIVE}"
+HOW = f"npm pack onnxruntime-web@{VERSION} (or curl -O {ADDRESS}) in this folder gets it; elsewhere --onnxruntime_web PATH"
 # The program and what it runs on, with their SHA-256.
 RUNTIME = {
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-# Phones give a page no more than this, letters and all.
+# What a phone opens and a mail may hold, about.
 MOST_BYTES = 64 * 2**20
 STEPS = ("read", "resize", "round", "normalise", "stretch")
 STEPS_BACK = ("sigmoid", "softmax", "resize", "threshold", "argmax")
@@ -51,11 +51,11 @@ def read_runtime(place: str | Path | None = None) -> dict[str, bytes]:
     Example:
         >>> read_runtime("nowhere.tgz")
         Traceback (most recent call last):
-        transforms.files.InputError: nowhere.tgz: no such file; get it with: npm pack onnxruntime-web@...
+        transforms.files.InputError: nowhere.tgz: no such file; npm pack onnxruntime-web@...
     """
     path = Path(place or ARCHIVE)
     if not path.exists():
-        fact = "no such file" if place else f"--format page needs onnxruntime-web {VERSION}, which is not here"
+        fact = "no such file" if place else f"--format page needs onnxruntime-web {VERSION}"
         raise InputError(fact, path=place, remedy=HOW)
     found = _in_folder(path) if path.is_dir() else _in_archive(path)
     for name, sha256 in RUNTIME.items():
@@ -130,14 +130,14 @@ def assemble(
     Raises:
         InputError: when it would be larger than phones take.
     """
-    folder = Path(__file__).parent
+    folder, facts = Path(__file__).parent, dict(about)
     script, style, worker = ((folder / name).read_text("utf-8") for name in ("page.js", "page.css", "page_worker.js"))
     program, wasm = (_packed(runtime[name]) for name in RUNTIME)
     packed = _packed(model)
     if (size := len(program) + len(wasm) + len(packed)) > MOST_BYTES:
         fact = f"a page of {size / 2**20:.0f} MB, of which the network takes {len(packed) / 2**20:.0f}"
         remedy = "export a smaller network, networks.cmunext_s for instance; or to onnx"
-        raise InputError(f"{fact}: more than the {MOST_BYTES / 2**20:.0f} that browsers on phones take", remedy=remedy)
+        raise InputError(f"{fact}: more than the {MOST_BYTES / 2**20:.0f} that a page may have", remedy=remedy)
     environment = Environment(
         autoescape=True, trim_blocks=True, loader=FileSystemLoader(folder), undefined=StrictUndefined
     )
@@ -161,8 +161,9 @@ def assemble(
             title=description["name"],
             task=description["task"] or "Segmentation of pictures",
             intended_use=description["intended_use"] or "For research on segmentation methods; not for clinical use",
-            phantoms=any(PHANTOMS in text for name, text in about if name == "Trained on"),
+            phantoms=PHANTOMS in facts["Trained on"],
             about=about,
+            origin=f"run {facts['Run'][:8]}, trained on {facts['Trained on']}" if "Trained" in facts else facts["Run"],
             # no tag can begin in it
             description=Markup(json.dumps(description).replace("<", "\\u003c")),
             script=Markup(script),

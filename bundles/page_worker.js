@@ -63,7 +63,8 @@ function crc32(...parts) {
   return ~sum >>> 0;
 }
 
-// A decoded picture is { width, height, channels, data }: bytes, the channels of a pixel beside each other, 1 or 3.
+// A decoded picture is { width, height, channels, data, notes }: bytes, the channels of a pixel beside each other, 1 or 3;
+// and what had to be guessed.
 
 function checkSize(width, height) {
   if (!width || !height) throw new Refused("it has no pixels");
@@ -101,8 +102,9 @@ function orientationOf(exif, xmp) {
 }
 
 /** The picture as viewers show it. */
-function upright({ width, height, channels, data }, orientation) {
-  if (orientation === 1) return { width, height, channels, data };
+function upright(picture, orientation) {
+  if (orientation === 1) return picture;
+  const { width, height, channels, data } = picture;
   const swaps = orientation > 4;
   const [across, down] = swaps ? [height, width] : [width, height];
   const fromRight = [2, 3, 7, 8].includes(orientation);
@@ -115,7 +117,7 @@ function upright({ width, height, channels, data }, orientation) {
       for (let c = 0; c < channels; c++) turned[to++] = data[from + c];
     }
   }
-  return { width: across, height: down, channels, data: turned };
+  return { ...picture, width: across, height: down, data: turned };
 }
 
 // PNG, by itself: browsers change 16 bits, colours and what is transparent
@@ -221,7 +223,7 @@ function pngColours(samples, bits, colour, palette) {
       if (!palette || 3 * samples[i] + 2 >= palette.length) throw new Refused(`its palette is too short; ${COPY_AGAIN}`);
       for (let c = 0; c < 3; c++) data[3 * i + c] = palette[3 * samples[i] + c];
     }
-    return { channels: 3, data };
+    return { channels: 3, data, notes: [] };
   }
   const channels = stored < 3 ? 1 : 3;
   const data = new Uint8Array(channels * count);
@@ -233,6 +235,8 @@ function pngColours(samples, bits, colour, palette) {
   }
   // of 16 bits: grey by its highest value, colours by their higher byte
   const full = bits < 16 ? (1 << bits) - 1 : highest > 4095 ? 65535 : highest > 255 ? 4095 : 255;
+  const guessed = bits === 16 && colour === 0 && full < 65535 && highest > 0;
+  const notes = guessed ? [`16 bits, no value above ${full}: taken for ${full > 255 ? 12 : 8} bits`] : [];
   for (let i = 0; i < count; i++) {
     for (let c = 0; c < channels; c++) {
       const value = samples[i * stored + c];
@@ -240,7 +244,7 @@ function pngColours(samples, bits, colour, palette) {
       else data[i * channels + c] = bits === 16 && colour !== 0 ? value >> 8 : Math.round((value * 255) / full);
     }
   }
-  return { channels, data };
+  return { channels, data, notes };
 }
 
 /** EXIF as older programs write it into PNG: a text of hexadecimal digits, often packed. */
@@ -283,7 +287,7 @@ function decodeBmp(bytes) {
       for (let c = 0; c < 3; c++) data[to + c] = bytes[from + 2 - c];
     }
   }
-  return { width, height, channels: 3, data };
+  return { width, height, channels: 3, data, notes: [] };
 }
 
 // JPEG and WebP, by the browser. It gets neither colour profile nor orientation, so it cannot act on them.
@@ -385,7 +389,7 @@ async function byBrowser(bytes, type, width, height) {
     data[to++] = pixels[from + 1];
     data[to++] = pixels[from + 2];
   }
-  return { width, height, channels: 3, data };
+  return { width, height, channels: 3, data, notes: [] };
 }
 
 function readBack(width, height, draw) {
@@ -456,12 +460,12 @@ function planes({ width, height, channels, data }, mode) {
   return { width, height, channels: wanted, data: out };
 }
 
-/** Where samples are taken: pixel centres, in single precision as PyTorch does. */
+/** Where samples are taken: pixel centres, rounded to single precision where PyTorch does. */
 function samples(from, to) {
   const scale = single(from / to);
   const [first, second, weight] = [new Int32Array(to), new Int32Array(to), new Float32Array(to)];
   for (let i = 0; i < to; i++) {
-    const at = Math.max(0, single(single(scale * (i + 0.5)) - 0.5));
+    const at = Math.max(0, single(scale * (i + 0.5) - 0.5));
     first[i] = Math.min(Math.floor(at), from - 1);
     second[i] = Math.min(first[i] + 1, from - 1);
     weight[i] = Math.min(single(at - first[i]), 1);
@@ -481,9 +485,10 @@ function resizedRows({ width, height, channels, data, table }, rows, columns) {
       const below = (c * height + y.second[row]) * width;
       for (let column = 0; column < columns; column++) {
         const [left, right, across] = [x.first[column], x.second[column], x.weight[column]];
-        const upper = value(above + left) * (1 - across) + value(above + right) * across;
-        const lower = value(below + left) * (1 - across) + value(below + right) * across;
-        out[to++] = upper * (1 - down) + lower * down;
+        const before = single(1 - across);
+        const upper = single(value(above + left) * before + single(value(above + right) * across));
+        const lower = single(value(below + left) * before + single(value(below + right) * across));
+        out[to++] = upper * single(1 - down) + single(lower * down);
       }
     }
     return out;
@@ -603,6 +608,40 @@ async function encodePng({ width, height }, classes, numbers) {
   return new Blob(parts, { type: "image/png" });
 }
 
+/** A ZIP archive, nothing packed, of [name, content] in UTF-8. */
+function zip(files) {
+  const [parts, directory] = [[], []];
+  let place = 0;
+  for (const [name, content] of files) {
+    const letters = new TextEncoder().encode(name);
+    // version, flags (UTF-8), method, time and date (1 January 1980), checksum, both sizes, length of the name
+    const about = new Uint8Array(26);
+    const view = viewOf(about);
+    view.setUint16(0, 20, true);
+    view.setUint16(2, 0x0800, true);
+    view.setUint16(8, 33, true);
+    view.setUint32(10, crc32(content), true);
+    view.setUint32(14, content.length, true);
+    view.setUint32(18, content.length, true);
+    view.setUint16(22, letters.length, true);
+    const where = new Uint8Array(14);
+    viewOf(where).setUint32(10, place, true);
+    const local = [Uint8Array.of(0x50, 0x4b, 3, 4), about, letters, content];
+    directory.push(Uint8Array.of(0x50, 0x4b, 1, 2, 20, 0), about, where, letters);
+    parts.push(...local);
+    place += local.reduce((sum, part) => sum + part.length, 0);
+  }
+  const size = directory.reduce((sum, part) => sum + part.length, 0);
+  const end = new Uint8Array(22);
+  end.set([0x50, 0x4b, 5, 6]);
+  const view = viewOf(end);
+  view.setUint16(8, files.length, true);
+  view.setUint16(10, files.length, true);
+  view.setUint32(12, size, true);
+  view.setUint32(16, place, true);
+  return new Blob([...parts, ...directory, end], { type: "application/zip" });
+}
+
 // What the page asks for
 
 const SHOWN = 1600;
@@ -630,7 +669,14 @@ const TASKS = {
     for (const index of classes) counts[index]++;
     const numbers = names.map((name) => stored[name]);
     const mask = await encodePng(picture, classes, numbers);
-    return { width: picture.width, height: picture.height, counts, mask, packed: await deflate(classes) };
+    const { width: across, height: down, notes } = picture;
+    return { width: across, height: down, notes, counts, mask, packed: await deflate(classes) };
+  },
+
+  /** An archive of files, [name, Blob]. */
+  async archive({ files }) {
+    const contents = files.map(async ([name, blob]) => [name, new Uint8Array(await blob.arrayBuffer())]);
+    return zip(await Promise.all(contents));
   },
 
   /** Picture and classes for the screen, made smaller where they are large. */
