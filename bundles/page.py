@@ -217,8 +217,7 @@ def _data(run: Mapping[str, Any]) -> str:
             for folder in file.parents[:3]:
                 if (folder / "dataset.json").is_file():
                     facts = json.loads((folder / "dataset.json").read_bytes())
-                    noted = f", {facts['note']}" if facts.get("note") else ""
-                    return f"{count}, data set {facts.get('dataset', 'unknown')}{noted}"
+                    return f"{count}: {facts.get('note') or 'data set ' + str(facts['dataset'])}"
     except (LookupError, TypeError, ValueError, OSError, AttributeError):
         pass
     return f"{count}; of which data set they are is not known here"
