@@ -108,7 +108,7 @@ def export_bundle(
     finish = None
     if form == "page":
         description = describe(parser)
-        page.check(description, parser.get())
+        page.check(description, parser.get(), sum(one.numel() for one in network.parameters()))
         facts = page.about(description, type(network).__name__, weights)
         finish = functools.partial(page.assemble, description=description, about=facts, runtime=runtime)
     write(network, parser, path, form, finish)

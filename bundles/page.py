@@ -1,4 +1,4 @@
-"""From a network to one HTML file that segments pictures in a browser, offline: `python -m bundles export --format page`.
+"""From a network to one HTML file that segments pictures in a browser, offline: `--format page` of an export.
 
 The page is assembled from `page.html`, `page.css`, `page.js` and `page_worker.js`, the network as ONNX, its
 description, and onnxruntime-web. It names no other file and forbids itself every connection.
@@ -24,14 +24,16 @@ from transforms import InputError
 VERSION = "1.30.0"
 ARCHIVE = f"onnxruntime-web-{VERSION}.tgz"
 ADDRESS = f"https://registry.npmjs.org/onnxruntime-web/-/{ARCHIVE}"
-HOW = f"npm pack onnxruntime-web@{VERSION} (or curl -O {ADDRESS}) in this folder gets it; elsewhere --onnxruntime_web PATH"
+HOW = (
+    f"get it into this folder with npm pack onnxruntime-web@{VERSION}, or curl -O {ADDRESS}; or --onnxruntime_web PATH"
+)
 # The program and what it runs on, with their SHA-256.
 RUNTIME = {
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-# What a phone opens and a mail may hold, about.
-MOST_BYTES = 64 * 2**20
+# Of weights, 4 bytes a parameter, which the page holds as letters: a third more. CMUNeXt-L has 33 MB, VM-UNet 110.
+MOST_BYTES = 48 * 2**20
 STEPS = ("read", "resize", "round", "normalise", "stretch")
 STEPS_BACK = ("sigmoid", "softmax", "resize", "threshold", "argmax")
 MODES = ("RGB", "BGR", "L")
@@ -51,7 +53,7 @@ def read_runtime(place: str | Path | None = None) -> dict[str, bytes]:
     Example:
         >>> read_runtime("nowhere.tgz")
         Traceback (most recent call last):
-        transforms.files.InputError: nowhere.tgz: no such file; npm pack onnxruntime-web@...
+        transforms.files.InputError: nowhere.tgz: no such file; get it into this folder with npm pack ...
     """
     path = Path(place or ARCHIVE)
     if not path.exists():
@@ -87,12 +89,13 @@ def _in_archive(file: Path) -> dict[str, bytes]:
     return found
 
 
-def check(description: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuses what a page cannot do as Python does it.
+def check(description: Mapping[str, Any], settings: Mapping[str, Any], parameters: int = 0) -> None:
+    """Refuses what a page cannot do as Python does it, and what would be too large for phones and mails.
 
     Args:
         description: of the export.
         settings: of the configuration, resolved.
+        parameters: of the network.
 
     Raises:
         InputError: saying what.
@@ -114,6 +117,10 @@ def check(description: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     for name, without in (("tta", "none"), ("postprocess", "none")):
         if settings.get(name, without) != without:
             raise InputError(f"--{name} {settings[name]}: a page does not do it", remedy="leave it out")
+    if 4 * parameters > MOST_BYTES:
+        size, most = (round(number / 2**20) for number in (4 * parameters, MOST_BYTES))
+        fact = f"the network's weights take {size} MB, in a page they may take {most}"
+        raise InputError(fact, remedy="export a smaller network, a CMUNeXt for instance; or to onnx")
 
 
 def assemble(
@@ -126,18 +133,10 @@ def assemble(
         description: of the export, see `bundles.description`.
         about: what is known of the model, name and text; see `about`.
         runtime: see `read_runtime`.
-
-    Raises:
-        InputError: when it would be larger than phones take.
     """
     folder, facts = Path(__file__).parent, dict(about)
     script, style, worker = ((folder / name).read_text("utf-8") for name in ("page.js", "page.css", "page_worker.js"))
     program, wasm = (_packed(runtime[name]) for name in RUNTIME)
-    packed = _packed(model)
-    if (size := len(program) + len(wasm) + len(packed)) > MOST_BYTES:
-        fact = f"a page of {size / 2**20:.0f} MB, of which the network takes {len(packed) / 2**20:.0f}"
-        remedy = "export a smaller network, networks.cmunext_s for instance; or to onnx"
-        raise InputError(f"{fact}: more than the {MOST_BYTES / 2**20:.0f} that a page may have", remedy=remedy)
     environment = Environment(
         autoescape=True, trim_blocks=True, loader=FileSystemLoader(folder), undefined=StrictUndefined
     )
@@ -171,7 +170,7 @@ def assemble(
             worker=Markup(worker),
             program=Markup(program),
             wasm=Markup(wasm),
-            model=Markup(packed),
+            model=Markup(_packed(model)),
         )
         .encode("utf-8")
     )
@@ -181,8 +180,9 @@ def about(description: Mapping[str, Any], network: str, weights: str | Path) -> 
     """What is known of a model and its run, name and text: no paths.
 
     Example:
-        >>> text = {"task": "", "name": "A", "input": {"size": [64, 64]}, "output": {"classes": ["background", "lesion"]}}
-        >>> about(text, "CMUNeXt", "nowhere/model.pt")[:2]
+        >>> classes = ["background", "lesion"]
+        >>> description = {"name": "A", "input": {"size": [64, 64]}, "output": {"classes": classes}}
+        >>> about(description, "CMUNeXt", "nowhere/model.pt")[:2]
         [('Bundle', 'A'), ('Network', 'CMUNeXt, input of 64 × 64 pixels')]
     """
     origin = Origin(weights)
@@ -197,7 +197,9 @@ def about(description: Mapping[str, Any], network: str, weights: str | Path) -> 
     if run:
         found += [("Trained", str(run["started"])[:10]), ("Trained on", _data(run)), ("Selected by", origin.selection)]
         if best := run.get("best"):
-            found.append(("Score", f"{best['metric']} {best['score']:.4f} in epoch {best['epoch']}, on the held-out part"))
+            found.append(
+                ("Score", f"{best['metric']} {best['score']:.4f} in epoch {best['epoch']}, on the held-out part")
+            )
     else:
         found.append(("Trained on", "unknown"))
     if Path(weights).is_file():
