@@ -140,6 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exporting.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a checkpoint")
     exporting.add_argument("--format", choices=[*SUFFIX], required=True)
     exporting.add_argument("--output", type=Path, metavar="FILE", help="(beside the weights, under their name)")
+    about = "for a page: the archive of npm pack, or a folder with its files (the archive in the working directory)"
+    exporting.add_argument("--onnxruntime_web", type=Path, metavar="PATH", help=about)
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command != "export":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -149,7 +151,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.command == "export":
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-            export_bundle(options.bundle, options.weights, options.format, options.output, settings_of(rest))
+            export_bundle(
+                options.bundle,
+                options.weights,
+                options.format,
+                options.output,
+                settings_of(rest),
+                options.onnxruntime_web,
+            )
             return 0
         if options.command == "runs":
             list_runs(options.folder)

@@ -1,4 +1,4 @@
-"""From a trained network to one file that others can use without this project: TorchScript or ONNX.
+"""From a trained network to one file that others can use without this project: TorchScript, ONNX or a page.
 
 Each file also holds, as JSON, the resolved configuration (`inference.json`), `metadata.json`, and `description.json`,
 which says how to make the network's input and read its output (`bundles.description`).
@@ -6,6 +6,7 @@ which says how to make the network's input and read its output (`bundles.descrip
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 import json
@@ -34,8 +35,8 @@ from networks.training import Origin, load_trained
 from networks.training.provenance import plain
 from transforms import InputError, check_output, replacing
 
-SUFFIX = {"torchscript": ".ts", "onnx": ".onnx"}
-NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+SUFFIX = {"torchscript": ".ts", "onnx": ".onnx", "page": ".html"}
+NEEDS = dict.fromkeys(("onnx", "page"), ("onnx", "onnxscript", "onnxruntime"))
 PARITY = ".parity.json"
 # What exporters look at: two different sides that networks divide without a rest, or they keep the rest for the rule.
 EXAMPLE = (96, 64)
@@ -73,6 +74,7 @@ def export_bundle(
     form: str,
     output: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    onnxruntime_web: str | Path | None = None,
 ) -> Path:
     """Exports a bundle's network with trained weights: `python -m bundles export`.
 
@@ -82,9 +84,10 @@ def export_bundle(
     Args:
         bundle: its folder, its name, or an inference configuration.
         weights: a checkpoint.
-        form: torchscript or onnx.
+        form: torchscript, onnx or page.
         output: the file; beside the weights, under their name, if it is not given.
         overrides: settings by name, as on the command line.
+        onnxruntime_web: for a page, see `bundles.page.read_runtime`.
 
     Returns:
         the file.
@@ -96,8 +99,19 @@ def export_bundle(
     if missing:
         raise InputError(f"--format {form} needs {', '.join(missing)}", remedy=f"pip install {' '.join(missing)}")
     path = check_name(output or Path(weights).with_suffix(SUFFIX[form]), form)
+    if form == "page":
+        # configurations import this module, and have no use for it
+        from bundles import page
+
+        runtime = page.read_runtime(onnxruntime_web)
     network, parser = trained(bundle, weights, overrides)
-    write(network, parser, path, form)
+    finish = None
+    if form == "page":
+        description = describe(parser)
+        page.check(description, parser.get(), sum(one.numel() for one in network.parameters()))
+        facts = page.about(description, type(network).__name__, weights)
+        finish = functools.partial(page.assemble, description=description, about=facts, runtime=runtime)
+    write(network, parser, path, form, finish)
     return path
 
 
@@ -174,15 +188,21 @@ def check_name(filepath: str | Path, form: str) -> Path:
     """
     path = Path(filepath)
     if path.suffix != SUFFIX[form] or path.is_dir():
-        title = {"torchscript": "a TorchScript", "onnx": "an ONNX"}[form]
-        fact = f"{title} program is called NAME{SUFFIX[form]}"
+        title = {"torchscript": "a TorchScript program", "onnx": "an ONNX program", "page": "a page"}[form]
+        fact = f"{title} is called NAME{SUFFIX[form]}"
         raise InputError(fact, path=path, remedy="give it such a name")
     check_output(path.parent)
     return path
 
 
 @torch.no_grad()
-def write(network: nn.Module, parser: ConfigParser, path: Path, form: str) -> dict[str, Any]:
+def write(
+    network: nn.Module,
+    parser: ConfigParser,
+    path: Path,
+    form: str,
+    finish: Callable[[bytes], bytes] | None = None,
+) -> dict[str, Any]:
     """Exports a network, compares the answers of both, and writes the file.
 
     What is written is the network's form for inference, with batch, height and width open. The comparison is printed,
@@ -193,7 +213,8 @@ def write(network: nn.Module, parser: ConfigParser, path: Path, form: str) -> di
         network: with its weights.
         parser: the configuration that it comes from.
         path: of the file.
-        form: torchscript or onnx.
+        form: torchscript, onnx or page.
+        finish: from the exported network to the content of the file, of a page.
 
     Returns:
         the comparison.
@@ -213,9 +234,10 @@ def write(network: nn.Module, parser: ConfigParser, path: Path, form: str) -> di
     freeze: Any = getattr(network, "frozen", None)
     frozen: nn.Module = freeze() if callable(freeze) else network
     example = torch.zeros(2, description["input"]["channels"], *EXAMPLE)
-    if form == "onnx":
+    if form != "torchscript":
         logger.info("an ONNX export takes one to three minutes")
     content, exported = _WRITERS[form](frozen, example, texts)
+    content = finish(content) if finish else content
     report = {"file": path.name, "format": form, **compare(network, exported, description)}
     print(parity_line(report))
     if not report["passed"]:
@@ -256,6 +278,7 @@ def _onnx(network: nn.Module, example: Tensor, texts: Mapping[str, str]) -> tupl
 _WRITERS: Mapping[str, Callable[[nn.Module, Tensor, Mapping[str, str]], tuple[bytes, Apply]]] = {
     "torchscript": _torchscript,
     "onnx": _onnx,
+    "page": _onnx,
 }
 
 
