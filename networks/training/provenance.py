@@ -97,6 +97,7 @@ class RunRecord:
             "versions": {"python": platform.python_version(), **_versions()},
             "machine": platform.platform(),
             "data": self.data,
+            "data_note": getattr(split, "note", ""),
         }
 
     def resume(self, run_id: str) -> None:
