@@ -112,7 +112,13 @@ def front_matter(metadata: Mapping[str, Any]) -> str:
     return f"---\n{head}tags:\n{tags}---\n"
 
 
-def card(metadata: Mapping[str, Any], about: Mapping[str, Any], report: Report, run: Mapping[str, Any]) -> str:
+def card(
+    metadata: Mapping[str, Any],
+    about: Mapping[str, Any],
+    report: Report,
+    run: Mapping[str, Any],
+    scans: bool = False,
+) -> str:
     """The README of a pack.
 
     Args:
@@ -120,6 +126,7 @@ def card(metadata: Mapping[str, Any], about: Mapping[str, Any], report: Report, 
         about: what `bundles.description.describe` says of it.
         report: the evaluation.
         run: what `run.json` says of the weights; {} where it is not known.
+        scans: the network has selective scans.
     """
     references: Sequence[str] = metadata.get("references") or ()
     sections = {
@@ -130,7 +137,7 @@ def card(metadata: Mapping[str, Any], about: Mapping[str, Any], report: Report, 
         "## Data": "\n".join(_data(metadata, run)),
         "### Preprocessing": "\n".join(f"{number}. {step}" for number, step in enumerate(_steps(about["input"]), 1)),
         "## Performance": "\n".join(_performance(report)),
-        "## Additional Usage Steps": _usage(metadata, about),
+        "## Additional Usage Steps": _usage(about, scans),
         "## System Configuration": _system(metadata),
         "## Limitations": _limitations(metadata, about, report),
         "## Citation Info": f"{references[0]}\n" if references else "None is given.",
@@ -148,8 +155,8 @@ def _model(metadata: Mapping[str, Any], about: Mapping[str, Any], run: Mapping[s
     output = about["output"]
     yield f"{metadata['task']}. {metadata['description']}\n"
     coding = "a logit, above 0 for" if output["coding"] == "sigmoid" else "logits, the highest of which is one of"
-    yield f"- Input: {about['input']['channels']} channels, any height and width, trained at"
-    yield f"  {' × '.join(map(str, about['input']['size']))}."
+    channels, size = about["input"]["channels"], " × ".join(map(str, about["input"]["size"]))
+    yield f"- Input: {channels} channel{'s' * (channels != 1)}, any height and width, trained at {size}."
     yield f"- Output: for each pixel {coding}: {', '.join(output['classes'][output['coding'] == 'sigmoid' :])}."
     stored = ", ".join(f"{number} {name}" for name, number in output["stored"].items())
     yield f"- Masks hold: {stored}."
@@ -165,7 +172,7 @@ def _data(metadata: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[str]:
     parts = {part: len(items) for part, items in (run.get("data") or {}).items()}
     if parts:
         listed = ", ".join(f"{count} {part}" for part, count in parts.items())
-        yield f"These weights come of a run with so many items: {listed}."
+        yield f"The run of these weights had so many items: {listed}."
     if note := run.get("data_note"):
         yield f"**What they were trained on: {note}.**"
     yield "The data are not part of the bundle; `docs/data_license.txt` says where they come from."
@@ -190,11 +197,12 @@ def _performance(report: Report) -> Iterator[str]:
         return
     if summary.data:
         yield f"**The numbers are of demo data: {summary.data}. They say nothing of patients.**\n"
-    yield f"{summary.title}: {summary.cases} cases. Model selected by: {summary.selection}."
+    cases = f"{summary.cases} case{'s' * (summary.cases != 1)}"
+    yield f"Evaluated on {cases} of the test part. Model selected by: {summary.selection}."
     if summary.failures:
         yield f"{len(summary.failures)} more could not be scored."
     if summary.postprocess != "none":
-        yield f"Post-processed: {summary.postprocess} connected component of each predicted class."
+        yield f"Post-processed: of each predicted class the {summary.postprocess} connected component."
     yield "In brackets the 95 % interval of the mean over the cases (BCa bootstrap, 10 000 resamples, fixed seed)."
     if summary.cases < FEW_CASES:
         yield f"With fewer than {FEW_CASES} cases such intervals are too narrow."
@@ -226,7 +234,13 @@ def _cell(values: Mean | MeanOfClasses, metric: str) -> str:
     return f"{values.mean * factor:.2f}{interval}{count}"
 
 
-def _usage(metadata: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+SCAN = """
+- On a CPU the network's selective scan runs in plain PyTorch, many times slower than natively, until its kernel is
+  built; a run says so: `cd scripts/pack_* && python setup.py build_ext --inplace`, with setuptools and gcc or clang.
+  On an NVIDIA GPU it takes `mamba-ssm` where that is installed, or Triton."""
+
+
+def _usage(about: Mapping[str, Any], scans: bool) -> str:
     kind = "picture" if any(step.get("kind") == "picture" for step in about["input"]["steps"]) else "volume"
     return f"""From any folder, with the packages below; BUNDLE is this folder.
 ```
@@ -244,13 +258,12 @@ PATH is a {kind} or a folder of them. `evaluating` refuses images that the weigh
 - `models/model.pt`, `model.safetensors`: the state_dict of `network_def`.
 - `models/model.ts`, `model.onnx`: programs with open batch, height and width, which need nothing of this folder; they
   hold `description.json`, what a program must know to use them.
-- `monai.bundle.load("{{name}}", bundle_dir="…")` gives the network, `sha256sum -c SHA256SUMS` checks the files.
+- `monai.bundle.load("NAME_OF_THE_FOLDER", bundle_dir="…")` gives the network, `sha256sum -c SHA256SUMS` checks the
+  files.
 - MONAI Label and MONAI Deploy take the folder: `network_def` and `network` load `model.pt`; where they leave saving
-  out, the result of the postprocessing is the class of every {"pixel" if kind == "picture" else "voxel"}.
-- The selective scan of VM-UNet runs in plain PyTorch, many times slower, until its native kernel is built; a run says
-  so: `cd scripts/pack_* && python setup.py build_ext --inplace`, with setuptools and gcc or clang.""".replace(
-        "{name}", "NAME_OF_THE_FOLDER"
-    )
+  out, the result of the postprocessing is the class of every {"pixel" if kind == "picture" else "voxel"}. To train, use
+  the command above: the parts of the data come from `--dataset_dir`.
+- DICOM takes three more packages: `pip install highdicom pylibjpeg pylibjpeg-openjpeg`.{SCAN if scans else ""}"""
 
 
 def _system(metadata: Mapping[str, Any]) -> str:

@@ -144,10 +144,15 @@ def card_of(
         InputError: when something is missing or does not fit.
     """
     folder = bundle_of(find_configuration(bundle).resolve())
-    _, parser = trained(bundle, weights, overrides)
+    network, parser = trained(bundle, weights, overrides)
     found = read_report(report, weights, folder)
     metadata = packed_metadata(parser, found)
-    return front_matter(metadata) + card(metadata, describe(parser), found, Origin(weights).record)
+    text = card(metadata, describe(parser), found, Origin(weights).record, _scans(network))
+    return front_matter(metadata) + text
+
+
+def _scans(network: nn.Module) -> bool:
+    return any(hasattr(module, "scan_backend") for module in network.modules())
 
 
 def pack_files(
@@ -174,7 +179,7 @@ def pack_files(
     files |= code
     _say(f"code: {len(code)} files")
     files |= _models(network, parser, origin, configs["inference"], metadata)
-    text = card(metadata, describe(parser), report, origin.record)
+    text = card(metadata, describe(parser), report, origin.record, _scans(network))
     files["docs/README.md"] = text.encode()
     files["README.md"] = (front_matter(metadata) + text).encode()
     if large := [name for name, data in files.items() if len(data) > LARGE]:

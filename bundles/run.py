@@ -340,7 +340,9 @@ def _given() -> tuple[Any, dict[str, Any]]:
     """The configuration's files and the overrides of a run of MONAI's commands."""
     for frame in _callers():
         if frame.f_code.co_name == "create_workflow" and frame.f_globals.get("__name__") == "monai.bundle.scripts":
-            names = ("config_file", "meta_file", "logging_file", "tracking", "init_id", "run_id", "final_id")
+            names = {"config_file", "meta_file", "logging_file", "tracking", "init_id", "run_id", "final_id"}
+            # monai.bundle.load gives these
+            names |= {"workflow_type", "properties_path"}
             given = frame.f_locals.get("_args", {})
             return frame.f_locals.get("config_file"), {key: given[key] for key in given if key not in names}
     return None, {}
