@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 from monai.handlers import CheckpointLoader
@@ -71,7 +73,8 @@ def evaluated(trained: Trained, options: Options, tmp_path_factory: pytest.TempP
             folder = tmp_path_factory.mktemp(f"run {bundle}")
             for name in ("model.pt", "run.json"):
                 shutil.copy(trained(bundle)[0] / name, folder)
-            monai.bundle.run("evaluating", config_file=config(bundle, "train", "evaluate"), **options(bundle, folder))
+            chosen = {**options(bundle, folder), "logging_file": False}
+            monai.bundle.run("evaluating", config_file=config(bundle, "train", "evaluate"), **chosen)
             done[bundle] = folder
         return done[bundle]
 
@@ -110,6 +113,14 @@ def packed(archive: Packed, tmp_path_factory: pytest.TempPathFactory) -> Packed:
         return done[bundle]
 
     return unpack
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """MONAI's runs set up the log, for an output that ends with the test."""
+    before = [*logging.getLogger().handlers]
+    yield
+    logging.getLogger().handlers[:] = before
 
 
 @pytest.fixture
@@ -154,11 +165,13 @@ def test_a_pack_holds_what_it_says(bundle: str, archive: Packed, packed: Packed,
     assert sums.keys() == set(names) - {"SHA256SUMS"}
     assert all(hashlib.sha256((folder / name).read_bytes()).hexdigest() == value for name, value in sums.items())
     # nothing tells of the machine, or of people's files
+    data_of_run = json.loads((evaluated(bundle) / "run.json").read_text())["data"]
+    images = [Path(item["image"][0]).name for item in data_of_run["train"]] if bundle in PICTURES else []
     for name in names:
         data = (folder / name).read_bytes()
         assert str(ROOT).encode() not in data, name
         assert str(evaluated(bundle)).encode() not in data, name
-        assert b"benign (" not in data, name
+        assert name.startswith("scripts/") or not any(image.encode() in data for image in images), name
     program = zipfile.ZipFile(folder / "models/model.ts")
     assert not any(str(ROOT).encode() in program.read(entry) for entry in program.namelist())
 
@@ -468,9 +481,9 @@ def test_monai_label_trains_from_the_weights(packed: Packed) -> None:
     network = parser_of(folder, "train").get_parsed_content("network")
     # by the name of another copy of this code
     assert type(network).__name__ == Autocast.__name__
-    path = str(folder / "models/model.pt")
+    path, engine = str(folder / "models/model.pt"), Engine(lambda engine, batch: None)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    CheckpointLoader(load_path=path, load_dict={"model": network}, strict=False)(type("Engine", (), {"state": None})())
+    CheckpointLoader(load_path=path, load_dict={"model": network}, strict=False)(engine)
     after = network.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert all(torch.equal(after[f"network.{name}"], tensor) for name, tensor in saved(Path(path)).items())
@@ -543,6 +556,7 @@ def test_the_card_has_the_zoos_headings_and_the_reports_numbers(
     assert performance.count("synthetic phantom, not patient data") == 1
     assert "What they were trained on: synthetic phantom" in text
     assert ("python setup.py build_ext" in text) == (bundle != "cmunext_busi")
+    capsys.readouterr()
     assert main(["card", bundle, "--weights", str(evaluated(bundle) / "model.pt")]) == 0
     assert capsys.readouterr().out == shown
 
@@ -552,6 +566,7 @@ def test_numbers_of_other_weights_are_refused(
 ) -> None:
     weights, report = tmp_path / "model.pt", evaluated("cmunext_busi") / "eval"
     shutil.copytree(evaluated("cmunext_busi"), tmp_path, dirs_exist_ok=True)
+    capsys.readouterr()
     state = saved(weights)
     next(iter(state.values())).mul_(1.5)
     torch.save(state, weights)
@@ -595,8 +610,8 @@ def test_large_files_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (["cmunext_busi", "--weights", "no.pt"], "no weight file no.pt: train first, or name an existing checkpoint"),
         (["vmunet_isic"], "was trained with bundle CMUNeXt BUSI breast ultrasound, and it is VM-UNet ISIC dermoscopy"),
         (
-            ["cmunext_busi", "--inferer", "{'_target_': 'mine.Inferer'}"],
-            "inferer is mine.Inferer, which a pack does not bring",
+            ["cmunext_busi", "--handlers#0#_target_", "mine.Bar"],
+            "handlers#0 is mine.Bar, which a pack does not bring",
         ),
     ],
 )
@@ -606,6 +621,7 @@ def test_what_cannot_be_packed_is_said_in_one_line(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     weights = str(evaluated("cmunext_busi") / "model.pt")
+    capsys.readouterr()
     assert main(["pack", "--weights", weights, "--output", "dist", *typed]) == 1
     error = capsys.readouterr().err
     assert line in error
