@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from bundles.predictor import load
 
 # The working directory comes first on the path, and a package there may have the name of one of ours.
-for _name in ("networks", "transforms", "evaluation"):
+# In a pack they are parts of another package.
+for _name in ("networks", "transforms", "evaluation") if __name__ == "bundles" else ():
     _found = Path(getattr(importlib.util.find_spec(_name), "origin", None) or "nothing/here").resolve()
     if _found.parents[1] != Path(__file__).resolve().parents[1]:
         sys.exit(f"{_found} hides this project's package {_name}: run from another folder, or rename it")

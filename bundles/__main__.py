@@ -1,4 +1,4 @@
-"""`python -m bundles show|export|runs|reproduce …`: what configurations run, files for others, and past trainings."""
+"""`python -m bundles show|export|pack|card|runs|reproduce …`: what configurations run, files for others, runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ import torch
 
 from bundles.configurations import settings_of
 from bundles.export import SUFFIX, export_bundle
+from bundles.pack import card_of, pack_bundle
 from bundles.run import one_line
 from bundles.show import show
 from networks.training.provenance import FILE, read_run
 from networks.weights import read_checkpoint
-from transforms import InputError
+from transforms import InputError, check_output, replacing
 
 COLUMNS = ("run", "network", "best", "epoch", "epochs", "started", "ended", "selected by")
 
@@ -142,8 +143,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exporting.add_argument("--output", type=Path, metavar="FILE", help="(beside the weights, under their name)")
     about = "for a page: the archive of npm pack, or a folder with its files (the archive in the working directory)"
     exporting.add_argument("--onnxruntime_web", type=Path, metavar="PATH", help=about)
+    about = (
+        "one zip with the trained network in four forms, resolved configurations, the code they need and a model card,"
+        " which MONAI's tools run where nothing of this project is installed. It executes the bundle's configuration."
+        " Further settings are overrides: --image_size 64"
+    )
+    packing = commands.add_parser("pack", help=about, description=about[0].upper() + about[1:])
+    about = "the model card of a pack alone: headings of the model zoo, numbers from the report of `evaluating`"
+    describing = commands.add_parser("card", help=about, description=about[0].upper() + about[1:])
+    for one in (packing, describing):
+        one.add_argument("bundle", metavar="BUNDLE", help="its folder or name")
+        one.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a checkpoint")
+        report = "what `evaluating` wrote for these weights, or none (eval beside them, there, the bundle's eval)"
+        one.add_argument("--report", metavar="DIR", help=report)
+    packing.add_argument("--output", type=Path, required=True, metavar="DIR", help="for NAME_vVERSION.zip, or the file")
+    address = "where the bundle's folder will be published: addresses in large_files.yml begin with it"
+    packing.add_argument("--url", default="", metavar="URL", help=address)
+    describing.add_argument("--output", type=Path, metavar="FILE", help="(printed)")
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "export":
+    if rest and options.command not in ("export", "pack", "card"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if options.command == "show":
@@ -159,6 +177,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 settings_of(rest),
                 options.onnxruntime_web,
             )
+            return 0
+        if options.command == "pack":
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+            what = (options.bundle, options.weights, options.output, options.report, options.url)
+            pack_bundle(*what, settings_of(rest))
+            return 0
+        if options.command == "card":
+            text = card_of(options.bundle, options.weights, options.report, settings_of(rest))
+            if options.output is None:
+                print(text, end="")
+                return 0
+            check_output(options.output.resolve().parent)
+            with replacing(options.output) as temporary:
+                temporary.write_text(text, encoding="utf-8")
             return 0
         if options.command == "runs":
             list_runs(options.folder)

@@ -147,7 +147,17 @@ def stored_configuration(parser: ConfigParser) -> dict[str, Any]:
     config = {**(parser.get() or {})}
     config.pop(ConfigParser.meta_key, None)
     config["bundle_root"] = "."
-    return json.loads(json.dumps(config, default=str))
+    stored: dict[str, Any] = json.loads(json.dumps(_with_text_keys(config), default=str))
+    return stored
+
+
+def _with_text_keys(value: Any) -> Any:
+    """JSON has no whole numbers as keys: what has them, a `label_map`, becomes an expression."""
+    if isinstance(value, dict):
+        if any(not isinstance(key, str) for key in value):
+            return f"${value!r}"
+        return {key: _with_text_keys(one) for key, one in value.items()}
+    return [_with_text_keys(one) for one in value] if isinstance(value, list) else value
 
 
 def leaves(config: Any, place: str = "") -> Iterator[tuple[str, Any]]:

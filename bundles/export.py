@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import math
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def trained(
     file = find_configuration(bundle)
     origin = Origin(weights)
     known = read_bundle(file, given)
-    filled = {**_of_run(origin, known), **given}
+    filled = {**settings_of_run(origin, known), **given}
     if taken := [f"{name} {value}" for name, value in filled.items() if name not in given]:
         logger.info(f"from the run of {weights}: {', '.join(taken)}")
     parser = read_bundle(file, filled)
@@ -150,13 +151,16 @@ def trained(
     return load_trained(network, weights, out_channels=channels).eval(), parser
 
 
-def _of_run(origin: Origin, parser: ConfigParser) -> dict[str, Any]:
+def settings_of_run(origin: Origin, parser: ConfigParser) -> dict[str, Any]:
     """The settings of the weights' run that this configuration has too; data alone, nothing that would be executed."""
     known: Mapping[str, Any] = origin.record.get("settings") or {}
     given: Mapping[str, Any] = origin.record.get("overrides") or {}
     settings = {name: known[name] for name in FILLED if name in known and name in parser}
     settings |= {name: given[name] for name in FILLED if name in given and name in parser}
     settings = {name: value for name, value in settings.items() if _is_data(value)}
+    if isinstance(label_map := settings.get("label_map"), Mapping):
+        # JSON has no numbers as keys
+        settings["label_map"] = {int(key) if str(key).isdecimal() else key: one for key, one in label_map.items()}
     definition = given.get("network_def")
     if isinstance(definition, Mapping):
         arguments = {name: value for name, value in definition.items() if name != "_target_"}
@@ -223,25 +227,8 @@ def write(
         InputError: when logits differ by more than 1e-3 of the greatest one, or masks by more than a Dice of 0.999;
             nothing is written then.
     """
-    description = describe(parser)
-    metadata = parser.get(ConfigParser.meta_key) or {}
-    texts = {
-        "description.json": json.dumps(description),
-        "inference.json": json.dumps(stored_configuration(parser)),
-        "metadata.json": json.dumps(metadata),
-    }
-    network = network.cpu().eval()
-    freeze: Any = getattr(network, "frozen", None)
-    frozen: nn.Module = freeze() if callable(freeze) else network
-    example = torch.zeros(2, description["input"]["channels"], *EXAMPLE)
-    if form != "torchscript":
-        logger.info("an ONNX export takes one to three minutes")
-    content, exported = _WRITERS[form](frozen, example, texts)
+    content, report = render(network, parser, path, form)
     content = finish(content) if finish else content
-    report = {"file": path.name, "format": form, **compare(network, exported, description)}
-    print(parity_line(report))
-    if not report["passed"]:
-        raise InputError("not written: the exported network does not answer as this one does", path=path)
     with replacing(path) as temporary, replacing(path.with_name(path.name + PARITY)) as beside:
         temporary.write_bytes(content)
         beside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -249,33 +236,99 @@ def write(
     return report
 
 
-def _torchscript(network: nn.Module, example: Tensor, texts: Mapping[str, str]) -> tuple[bytes, Apply]:
+@torch.no_grad()
+def render(
+    network: nn.Module, parser: ConfigParser, path: Path, form: str, texts: Mapping[str, Any] | None = None
+) -> tuple[bytes, dict[str, Any]]:
+    """The content of the file that `write` writes, and the comparison; equal networks give equal bytes.
+
+    Args:
+        path: of the file, for its name; nothing is written.
+        texts: values for JSON files within it, instead of those that follow from the configuration, by name.
+
+    Raises:
+        InputError: as `write`.
+    """
+    description = describe(parser)
+    stored = {
+        "description.json": description,
+        "inference.json": stored_configuration(parser),
+        "metadata.json": parser.get(ConfigParser.meta_key) or {},
+        **(texts or {}),
+    }
+    named = {name: json.dumps(value) for name, value in stored.items()}
+    network = network.cpu().eval()
+    freeze: Any = getattr(network, "frozen", None)
+    frozen: nn.Module = freeze() if callable(freeze) else network
+    example = torch.zeros(2, description["input"]["channels"], *EXAMPLE)
+    if form != "torchscript":
+        logger.info("an ONNX export takes one to three minutes")
+    content, exported = _WRITERS[form](frozen, example, named, path.stem)
+    report = {"file": path.name, "format": form, **compare(network, exported, description)}
+    print(parity_line(report))
+    if not report["passed"]:
+        raise InputError("not written: the exported network does not answer as this one does", path=path)
+    return content, report
+
+
+def _torchscript(network: nn.Module, example: Tensor, texts: Mapping[str, str], name: str) -> tuple[bytes, Apply]:
     # in memory first: PyTorch's writer aborts the process on a full disk
     content = io.BytesIO()
     more = {name: text.encode() for name, text in texts.items() if name != "metadata.json"}
     program: Any = convert_to_torchscript(network)
     metadata = json.loads(texts["metadata.json"])
     save_net_with_metadata(program, content, meta_values=metadata, more_extra_files=more)
-    return content.getvalue(), lambda images: program(torch.from_numpy(images)).numpy()
+    return _without_traces(content, name), lambda images: program(torch.from_numpy(images)).numpy()
 
 
-def _onnx(network: nn.Module, example: Tensor, texts: Mapping[str, str]) -> tuple[bytes, Apply]:
+def _without_traces(program: io.BytesIO, name: str) -> bytes:
+    """A TorchScript archive without time and paths of this machine, in a folder called as the file, which MONAI Deploy
+    looks for."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(program) as archive, zipfile.ZipFile(content, "w") as clean:
+        for entry in archive.namelist():
+            _, _, rest = entry.partition("/")
+            # where in the source a line of code came from, and a number made of everything
+            if rest.endswith(".debug_pkl") or rest == ".data/serialization_id":
+                continue
+            data = archive.read(entry)
+            if rest == "extra/metadata.json":
+                data = json.dumps(
+                    {key: value for key, value in json.loads(data).items() if key != "timestamp"}
+                ).encode()
+            clean.writestr(zipfile.ZipInfo(f"{name}/{rest}"), data)
+    return content.getvalue()
+
+
+def _onnx(network: nn.Module, example: Tensor, texts: Mapping[str, str], name: str) -> tuple[bytes, Apply]:
     import onnx
     import onnxruntime
 
     axes = {axis: torch.export.Dim(name) for axis, name in ((0, "batch"), (2, "height"), (3, "width"))}
     model = to_onnx(network, example, axes).model_proto
+    _remove_traces(model.graph)
     onnx.helper.set_model_props(model, dict(texts))
     onnx.checker.check_model(model)
     content = model.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    (name,) = (one.name for one in session.get_inputs())
-    return content, lambda images: np.asarray(session.run(None, {name: images})[0])
+    (image,) = (one.name for one in session.get_inputs())
+    return content, lambda images: np.asarray(session.run(None, {image: images})[0])
 
 
-_WRITERS: Mapping[str, Callable[[nn.Module, Tensor, Mapping[str, str]], tuple[bytes, Apply]]] = {
+def _remove_traces(graph: Any) -> None:
+    """Takes off an ONNX graph what the exporter notes of each node, paths of this machine among it."""
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _remove_traces(attribute.g)
+
+
+_WRITERS: Mapping[str, Callable[[nn.Module, Tensor, Mapping[str, str], str], tuple[bytes, Apply]]] = {
     "torchscript": _torchscript,
     "onnx": _onnx,
     "page": _onnx,

@@ -31,7 +31,7 @@ OF_FILES = (
     *("overlay", "seg_type", "probabilities", "run"),
 )
 # What a configuration must define.
-NEEDED = ("network", "device", "inferer", "preprocessing", "postprocessing", "dataset::data")
+NEEDED = ("prepared_network", "device", "inferer", "preprocessing", "postprocessing", "dataset::data")
 
 Image = str | os.PathLike | np.ndarray
 
@@ -103,11 +103,12 @@ class Predictor:
                 parser[name] = network
         if "inferer::progress" in parser:
             parser["inferer::progress"] = False
-        parser["probabilities"] = True
-        self._with_probabilities = parser.get_parsed_content("inferer")
         parser["probabilities"] = False
         self._inferer = parser.get_parsed_content("inferer")
-        self._network = parser.get_parsed_content("network").eval()
+        # postprocessing leaves probabilities then, which hold the labels too
+        parser["probabilities"] = True
+        self._with_probabilities = parser.get_parsed_content("inferer")
+        self._network = parser.get_parsed_content("prepared_network").eval()
         self._device = torch.device(parser.get_parsed_content("device"))
         self._files = {name: parser.get_parsed_content(f"dataset::data::{name}") for name in ("suffixes", "dicom")}
         steps = parser.get_parsed_content("preprocessing").transforms

@@ -41,6 +41,9 @@ WRITTEN = {"training": ("ckpt_dir", "log_dir"), "evaluating": ("output_dir",), "
 _command: dict[str, Any] = {}
 LONGEST = 1200
 PACKAGES = ("bundles", "networks", "transforms", "evaluation", "prepare")
+# What stands before their names: nothing, or the package of a pack.
+ABOVE = __name__.removesuffix("bundles.run")
+INPUT_ERROR = f"{InputError.__module__}.{InputError.__qualname__}: "
 
 
 def root() -> str:
@@ -105,10 +108,11 @@ def prepare_run() -> None:
         refuse_no_component(overrides, plain)
     refuse_no_python(config)
     _check_channels(config)
+    overlay = next(Path(workflow.config_root_path).glob("multi_gpu*"), Path("multi_gpu.yaml"))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "start_process_group" not in str(config.get("initialize")):
         raise InputError(
             "torchrun started several processes, and each would train or predict everything into the same files",
-            remedy="add multi_gpu.yaml to the files of --config_file",
+            remedy=f"add {overlay.name} to the files of --config_file",
         )
     if _tracks_by_mlflow(parser) and not importlib.util.find_spec("mlflow"):
         raise InputError("--tracking mlflow needs MLflow: pip install mlflow-skinny sqlalchemy alembic")
@@ -201,8 +205,8 @@ def one_line(error: BaseException) -> str | None:
         text = str(one)
         if isinstance(one, InputError) or (isinstance(one, ValueError | OSError) and _raised_here(one)):
             # torch hands over what a worker raised as text that ends with it
-            return text.strip().splitlines()[-1].removeprefix("transforms.files.InputError: ")
-        if worker := re.findall(r"^transforms\.files\.InputError: (.+)$", text, re.MULTILINE):
+            return text.strip().splitlines()[-1].removeprefix(INPUT_ERROR)
+        if worker := re.findall(rf"^{re.escape(INPUT_ERROR)}(.+)$", text, re.MULTILINE):
             return str(worker[-1])
         if isinstance(one, OSError) and one.errno is not None:
             return f"{one.filename}: {one.strerror}" if one.filename else str(one.strerror)
@@ -244,7 +248,7 @@ def _of_component(error: BaseException) -> str | None:
     if component is None or cause is None or type(cause) not in (ValueError, TypeError) or _raised_here(cause):
         return None
     path, text = component[1], str(cause).strip()
-    if path.partition(".")[0] in PACKAGES or "\n" in text or "unexpected keyword argument" in text:
+    if _is_ours(path) or "\n" in text or "unexpected keyword argument" in text:
         return None
     return f"{path.rpartition('.')[2]}: {text}"
 
@@ -286,9 +290,15 @@ def _raised_here(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None or trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] not in PACKAGES:
+    if trace is None or not _is_ours(trace.tb_frame.f_globals.get("__name__", "")):
         return False
     return linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip().startswith("raise ")
+
+
+def _is_ours(module: str) -> bool:
+    """True for a module of these packages, as it is called here or in a pack's configuration."""
+    name = module.removeprefix(ABOVE) if ABOVE and module.startswith(ABOVE) else module.removeprefix("scripts.")
+    return name.partition(".")[0] in PACKAGES
 
 
 class _ErrorLine:
@@ -330,7 +340,9 @@ def _given() -> tuple[Any, dict[str, Any]]:
     """The configuration's files and the overrides of a run of MONAI's commands."""
     for frame in _callers():
         if frame.f_code.co_name == "create_workflow" and frame.f_globals.get("__name__") == "monai.bundle.scripts":
-            names = ("config_file", "meta_file", "logging_file", "tracking", "init_id", "run_id", "final_id")
+            names = {"config_file", "meta_file", "logging_file", "tracking", "init_id", "run_id", "final_id"}
+            # monai.bundle.load gives these
+            names |= {"workflow_type", "properties_path"}
             given = frame.f_locals.get("_args", {})
             return frame.f_locals.get("config_file"), {key: given[key] for key in given if key not in names}
     return None, {}

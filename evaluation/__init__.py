@@ -5,9 +5,10 @@ from evaluation.handlers import ImageMetric, ImageReport, MeanLoss, VolumeDice, 
 from evaluation.inferers import FileDataset, FileEvaluator, SliceToVolume
 from evaluation.metrics import dice
 from evaluation.overlay import save_overview
-from evaluation.predictions import LargestComponentd, Overlays, VolumesTable
+from evaluation.predictions import ClassIndicesd, LargestComponentd, Overlays, VolumesTable
 
 __all__ = [
+    "ClassIndicesd",
     "FileDataset",
     "FileEvaluator",
     "ImageMetric",

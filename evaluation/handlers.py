@@ -41,8 +41,11 @@ class ReportHandler(ABC):
     With several processes, rank 0 writes, prints and draws, for the cases of all.
     """
 
-    def __init__(self, scores: Scores, output_dir: str | Path, picture: bool) -> None:
+    def __init__(
+        self, scores: Scores, output_dir: str | Path, picture: bool, weights: Mapping[str, str] | None, data: str
+    ) -> None:
         self.scores = scores
+        self.scores.weights, self.scores.data = dict(weights or {}), data
         self.output_dir = Path(output_dir)
         self.picture = picture
         # of each file, for the page
@@ -111,6 +114,8 @@ class VolumeReport(ReportHandler):
         missed_distance: HD95 and ASSD of a missed class under the strict protocol, "undefined" or "diagonal".
         postprocess: "none", or "largest" to score only the largest connected component of each predicted class.
         engine: "fast" or "medpy", what computes.
+        weights: which these are, see `networks.training.Origin.weights`; for the summary.
+        data: what they say of themselves, see `transforms.DataSplit.note`; for the summary.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -137,12 +142,14 @@ class VolumeReport(ReportHandler):
         missed_distance: MissedDistance = "undefined",
         postprocess: Postprocess = "none",
         engine: Computing = "fast",
+        weights: Mapping[str, str] | None = None,
+        data: str = "",
     ) -> None:
         measuring = Measuring(tolerances_of(classes, tolerance_mm), engine, postprocess)
         scores = VolumeScores(
             classes, title, selection, published, measuring=measuring, missed_distance=missed_distance
         )
-        super().__init__(scores, output_dir, picture)
+        super().__init__(scores, output_dir, picture, weights, data)
 
     def add(self, file: str, item: Mapping[str, Tensor]) -> None:
         spacing = spacing_mm(item["label"])
@@ -181,6 +188,8 @@ class ImageReport(ReportHandler):
         bgr: `image` has its channels in the order blue, green, red.
         postprocess: "none", or "largest" to score only the largest connected component of each predicted class.
         engine: "fast" or "medpy", what computes.
+        weights: which these are, see `networks.training.Origin.weights`; for the summary.
+        data: what they say of themselves, see `transforms.DataSplit.note`; for the summary.
 
     Example:
         >>> report = ImageReport("results", classes=["lesion"])
@@ -204,9 +213,12 @@ class ImageReport(ReportHandler):
         bgr: bool = False,
         postprocess: Postprocess = "none",
         engine: Computing = "fast",
+        weights: Mapping[str, str] | None = None,
+        data: str = "",
     ) -> None:
         measuring = Measuring(tolerances_of(classes, tolerance_px), engine, postprocess)
-        super().__init__(ImageScores(classes, title, selection, published, measuring), output_dir, picture)
+        scores = ImageScores(classes, title, selection, published, measuring)
+        super().__init__(scores, output_dir, picture, weights, data)
         self.logits = logits
         self.bgr = bgr
         self.panels: list[Panel] = []

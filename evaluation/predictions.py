@@ -30,15 +30,15 @@ def class_indices(prediction: Tensor) -> Tensor:
     """The class of every pixel or voxel, (H, W) or (D, H, W) uint8, of what the bundles' inference gives.
 
     Args:
-        prediction: of a picture the probabilities (K, H, W); of a volume the label map (1, D, H, W), which
-            probabilities may follow as further channels.
+        prediction: of a picture the probabilities (K, H, W), or whole numbers (1, H, W), which are the classes; of a
+            volume the label map (1, D, H, W), which probabilities may follow as further channels.
 
     Example:
         >>> class_indices(torch.tensor([[[0.2, 0.7]]])).tolist()
         [[0, 1]]
     """
     plain = prediction.as_tensor() if isinstance(prediction, MetaTensor) else prediction
-    if plain.ndim == 4:
+    if plain.ndim == 4 or not plain.is_floating_point():
         return plain[0].to(torch.uint8)
     return (plain[0] > 0.5 if len(plain) == 1 else plain.argmax(0)).to(torch.uint8)
 
@@ -77,6 +77,31 @@ class LargestComponentd(MapTransform):
             if changed.ndim == 3 and len(changed) > 1:
                 changed[0, dropped] = 1
             item[key] = changed
+        return item
+
+
+class ClassIndicesd(MapTransform):
+    """Turns what a network predicts into the class of every pixel, (1, H, W) uint8: what other programs take for it.
+
+    Args:
+        keys: of predictions, see `class_indices`.
+        enabled: False leaves them as they are.
+
+    Example:
+        >>> ClassIndicesd("pred")({"pred": torch.tensor([[[0.2, 0.7]]])})["pred"].tolist()
+        [[[0, 1]]]
+    """
+
+    def __init__(self, keys: KeysCollection, enabled: bool = True, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.enabled = enabled
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The item with its predictions changed."""
+        item = dict(data)
+        for key in self.key_iterator(item) if self.enabled else ():
+            labels = class_indices(item[key])[None]
+            item[key] = MetaTensor(labels).copy_meta_from(item[key]) if isinstance(item[key], MetaTensor) else labels
         return item
 
 

@@ -115,6 +115,8 @@ def _summary(found: Mapping[str, Any]) -> Summary:
         "labels": dict(found["labels"]),
         "protocols": protocols,
         "published": Published(**found["published"]),
+        "weights": {str(name): str(value) for name, value in found.get("weights", {}).items()},
+        "data": str(found.get("data", "")),
     }
     return Summary(**dict(found) | changed)
 

@@ -126,6 +126,8 @@ class Summary:
     versions: Mapping[str, str]
     files: tuple[str, ...]
     labels: Mapping[str, str]
+    weights: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
     format: int = FORMAT
 
 
@@ -172,6 +174,9 @@ class Scores(ABC):
         if len(self.measuring.tolerances) not in (1, len(classes)):
             raise InputError(f"{len(self.measuring.tolerances)} tolerances for {len(classes)} classes")
         self.cases: dict[str, Case] = {}
+        # whose predictions these are, and what the data say of themselves; see docs/formats.md
+        self.weights: dict[str, str] = {}
+        self.data = ""
         # of cases that could not be scored: file → what is wrong
         self.failures: dict[str, str] = {}
 
@@ -224,6 +229,8 @@ class Scores(ABC):
             _versions(),
             tuple(sorted(self.cases)),
             {name: self.cases[file].label_sha256 for file, name in self.names().items()},
+            dict(self.weights),
+            self.data,
         )
 
     def _tolerances(self) -> dict[str, float]:

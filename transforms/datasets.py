@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import glob
+import json
 import logging
 import random
 import re
@@ -59,6 +60,7 @@ class DataSplit:
         validation: items that choose the model; none where it is chosen without.
         test: items of the reported results.
         rule: how the model is chosen, in words for logs and reports.
+        note: what prepared data say of themselves, that they are phantoms for instance.
 
     Example:
         >>> item = {"image": "images/a.png", "label": "masks/a.png"}
@@ -70,6 +72,7 @@ class DataSplit:
     validation: list[dict[str, Any]]
     test: list[dict[str, Any]]
     rule: str
+    note: str = ""
 
     def summary(self) -> str:
         """What a training's log says of it.
@@ -213,6 +216,7 @@ def synapse_split(
         validation=[{"image": files, "label": files} for files in validation],
         test=[{"image": _as_text(file), "label": _as_text(file)} for file in volume_files.values()],
         rule=f"{metric} on held-out training cases" if held_out else "lowest training loss, as published",
+        note=_note(root),
     )
 
 
@@ -282,9 +286,9 @@ def image_split(
     if words := passed_over(passed):
         logger.info(f"{printable(str(root))}: {words}")
     if selection == "paper":
-        return DataSplit(training, test, test, f"{metric} on the reported test images, as published")
+        return DataSplit(training, test, test, f"{metric} on the reported test images, as published", _note(root))
     validation, training = _draw(training, val_fraction, seed, root)
-    return DataSplit(training, validation, test, f"{metric} on held-out training images")
+    return DataSplit(training, validation, test, f"{metric} on held-out training images", _note(root))
 
 
 def find_files(
@@ -472,6 +476,16 @@ def _held_out(cases: list[str], wanted: int | str | Sequence[str], seed: int, ro
         fact = f"val_cases lists {len(names)} of the {len(cases)} training cases"
         raise InputError(fact, path=root, remedy="leave some to train on and some to choose the model by")
     return names
+
+
+def _note(root: Path) -> str:
+    """What data that `python -m prepare` made say of themselves; nothing where they say nothing."""
+    try:
+        facts = json.loads((root / "dataset.json").read_bytes())
+    except (OSError, ValueError):
+        return ""
+    note = facts.get("note") if isinstance(facts, dict) else None
+    return printable(note) if isinstance(note, str) else ""
 
 
 def _check_selection(selection: str) -> None:

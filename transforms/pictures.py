@@ -771,21 +771,26 @@ class SaveImageMask(SaveImage):
         """Writes the files and returns `img`.
 
         Args:
-            img: probabilities (K, H, W): one channel for one class, otherwise the background first.
+            img: probabilities (K, H, W): one channel for one class, otherwise the background first; or whole numbers
+                (1, H, W), which are the classes.
             meta_data: has the picture's name as "filename_or_obj"; a MetaTensor brings its own.
             filename: folder and NAME to use instead.
         """
         meta = img.meta if isinstance(img, MetaTensor) else meta_data
         path = Path(filename or self.output_dir / stem(self.fname_formatter(meta, self)["subject"]))
         values = convert_to_numpy(img)
-        indices = (values[0] > 0.5).astype(int) if len(values) == 1 else values.argmax(0)
-        numbers = self.numbers or ({1: 255} if len(values) == 1 else {})
-        stored = [numbers.get(index, index) for index in range(max(len(values), 2))]
+        if np.issubdtype(values.dtype, np.integer):
+            indices, classes = values[0], max(len(self.segments["classes"]), int(values.max()), 1)
+        else:
+            indices = values[0] > 0.5 if len(values) == 1 else values.argmax(0)
+            classes = max(len(values) - 1, 1)
+        numbers = self.numbers or ({1: 255} if classes == 1 else {})
+        stored = [numbers.get(index, index) for index in range(classes + 1)]
         if meta and DICOM_FILES in meta:
             file = path.with_name(f"{path.name}_seg.dcm")
             write_segmentation(file, indices.astype(np.uint8), None, meta[DICOM_FILES], **self.segments)
         else:
-            _save(np.array(stored, np.min_scalar_type(max(stored)))[indices], path, "mask")
+            _save(np.array(stored, np.min_scalar_type(max(stored)))[indices.astype(int)], path, "mask")
         if self.probabilities:
             foreground = values if len(values) == 1 else values[1:]
             for index, channel in enumerate(foreground, 1):

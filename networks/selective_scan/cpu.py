@@ -22,7 +22,12 @@ import torch
 from torch import Tensor
 
 DEVICE = "cpu"
-INSTALL = "`pip install -e .` from the checkout, with gcc or clang on the path"
+_ROOT = pathlib.Path(__file__).parents[2]
+_PACKED = (_ROOT / "setup.py").is_file() and not (_ROOT / "pyproject.toml").is_file()
+_BUILD = f"`python setup.py build_ext --inplace` in {_ROOT}" if _PACKED else "`pip install -e .` from the checkout"
+INSTALL = f"{_BUILD}, with gcc or clang on the path"
+# of its own for each copy of this package: that of a packed bundle may be in one process with this one
+NAMESPACE = __name__.rpartition(".")[0].removeprefix("networks.").replace(".", "_")
 LEVELS = ("baseline", "avx2", "avx512")
 _LANES = (4, 8, 16)
 _INPUTS = ("u", "delta", "B", "C", "x_dbl", "dt_weight", "A", "D", "bias")
@@ -228,12 +233,12 @@ def _scan_backward_on_cpu(
 
 
 # Not torch.library.custom_op: what that does around each call took 3 % of a scan of 384 channels and 1024 positions.
-_operators = torch.library.Library("selective_scan", "DEF")
+_operators = torch.library.Library(NAMESPACE, "DEF")
 for _name, _function in (("cpu_scan", _scan_on_cpu), ("cpu_scan_backward", _scan_backward_on_cpu)):
     _operators.define(_name + torch.library.infer_schema(_function, mutates_args=()))
     _operators.impl(_name, _function, "CPU")
-_scan = torch.ops.selective_scan.cpu_scan.default
-_scan_backward = torch.ops.selective_scan.cpu_scan_backward.default
+_scan = getattr(torch.ops, NAMESPACE).cpu_scan.default
+_scan_backward = getattr(torch.ops, NAMESPACE).cpu_scan_backward.default
 
 
 @torch.library.register_fake(_scan, lib=_operators)

@@ -23,6 +23,8 @@ from torch import Tensor
 
 DEVICE = "cuda"
 INSTALL = "`pip install triton` (comes with PyTorch's CUDA build for Linux)"
+# of its own for each copy of this package: that of a packed bundle may be in one process with this one
+NAMESPACE = __name__.rpartition(".")[0].removeprefix("networks.").replace(".", "_")
 CHUNK = 64
 TILE = 8
 # Channels of a program. The backward pass adds over channels, which costs less the more of them a lane has.
@@ -185,7 +187,7 @@ def _states_shape(x: Tensor, A: Tensor, save: bool) -> tuple[int, ...]:
     return (x.shape[0] * A.shape[0], -(-length // CHUNK), A.shape[1], A.shape[2]) if save else (0,)
 
 
-@torch.library.custom_op("selective_scan::triton_scan", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::triton_scan", mutates_args=())
 def _scan(
     x: Tensor,
     delta: Tensor | None,
@@ -239,7 +241,7 @@ def _scan(
         return scan.merged(parts, y), states
 
 
-@torch.library.custom_op("selective_scan::triton_scan_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::triton_scan_backward", mutates_args=())
 def _scan_backward(
     grad_y: Tensor,
     states: Tensor,

@@ -97,6 +97,7 @@ class RunRecord:
             "versions": {"python": platform.python_version(), **_versions()},
             "machine": platform.platform(),
             "data": self.data,
+            "data_note": getattr(split, "note", ""),
         }
 
     def resume(self, run_id: str) -> None:
@@ -154,6 +155,12 @@ class Origin:
             forced = f" (forced: {'; '.join(self.forced)})" if self.forced else ""
             return f"{self.record['selection']}{forced}"
         return f"unknown: no {FILE} of the weights' run" if self.run_id else "unknown: the weights name no run"
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Which weights these are: their run's id, "" where they name none, and the SHA-256 of each file."""
+        files = [self.path, *(other.path for other in self.others)]
+        return {"run": self.run_id or "", "sha256": " ".join(_sha256(str(file)) for file in files)}
 
     def check(self, settings: Mapping[str, Any], items: Iterable[Mapping[str, Any]] = (), force: bool = False) -> None:
         """Compares what is asked for now with the run.

@@ -125,6 +125,7 @@ class Autocast(nn.Module):
         self.to_bfloat16 = bfloat16
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.constant_weights = constant_weights
+        self.register_load_state_dict_pre_hook(_take_bare_names)
 
     def forward(self, x: Tensor) -> Tensor:
         plain = x.as_tensor() if isinstance(x, MetaTensor) else x
@@ -139,6 +140,14 @@ class Autocast(nn.Module):
             )
         y = y.to(torch.promote_types(y.dtype, torch.float32))
         return MetaTensor(y).copy_meta_from(x) if isinstance(x, MetaTensor) else y
+
+
+def _take_bare_names(module: nn.Module, state_dict: dict, prefix: str, *others: object) -> None:
+    """Lets `Autocast` load the weights of the bare network, which is what other programs have."""
+    own = [name for name in state_dict if name.startswith(prefix)]
+    if not any(name.startswith(f"{prefix}network.") for name in own):
+        for name in own:
+            state_dict[f"{prefix}network.{name.removeprefix(prefix)}"] = state_dict.pop(name)
 
 
 def check_channels(network: nn.Module, channels: int | None, needed: int | None) -> None:

@@ -278,7 +278,7 @@ def test_a_runs_record_executes_nothing(trained: Trained, options: Options, tmp_
     run = json.loads((folder / "run.json").read_text())
     parser = read_bundle(find_configuration("cmunext_busi"))
     origin = type("Origin", (), {"record": run})()
-    assert bundles.export._of_run(origin, parser)["network_def"] == OWN["cmunext_busi"]
+    assert bundles.export.settings_of_run(origin, parser)["network_def"] == OWN["cmunext_busi"]
     for definition in (
         {"_target_": "os.system", "command": "true"},
         {"_target_": "networks.weights.load_weights"},
@@ -289,7 +289,7 @@ def test_a_runs_record_executes_nothing(trained: Trained, options: Options, tmp_
     ):
         run["overrides"] = {"network_def": definition, "image_size": "$print()"}
         run["settings"] = {"classes": ["@device"]}
-        assert bundles.export._of_run(origin, parser) == {}
+        assert bundles.export.settings_of_run(origin, parser) == {}
 
 
 @pytest.mark.parametrize(
