@@ -1,4 +1,4 @@
-"""From a trained network to one file that others can use without this project: TorchScript or ONNX.
+"""From a trained network to one file that others can use without this project: TorchScript, ONNX, exported program.
 
 Each file also holds, as JSON, the resolved configuration (`inference.json`), `metadata.json`, and `description.json`,
 which says how to make the network's input and read its output (`bundles.description`).
@@ -6,11 +6,14 @@ which says how to make the network's input and read its output (`bundles.descrip
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import json
 import logging
 import math
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +33,18 @@ from bundles.description import describe
 from bundles.run import running_workflow
 from evaluation.inferers import to_labels
 from networks.selective_scan.onnx import to_onnx
+from networks.selective_scan.pt2 import quiet, to_pt2
 from networks.training import Origin, load_trained
 from networks.training.provenance import plain
 from transforms import InputError, check_output, replacing
 
-SUFFIX = {"torchscript": ".ts", "onnx": ".onnx"}
+SUFFIX = {"torchscript": ".ts", "onnx": ".onnx", "pt2": ".pt2", "tensorrt": ".engine"}
+TITLE = {
+    "torchscript": "a TorchScript program",
+    "onnx": "an ONNX program",
+    "pt2": "an exported program",
+    "tensorrt": "a TensorRT engine",
+}
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 PARITY = ".parity.json"
 # What exporters look at: two different sides that networks divide without a rest, or they keep the rest for the rule.
@@ -45,6 +55,8 @@ LARGEST_DIFFERENCE, LEAST_DICE = 1e-3, 0.999
 FILLED = ("image_size", "classes", "label_map", "in_channels")
 
 Apply = Callable[[np.ndarray], np.ndarray]
+# The JSON files that an exported network holds, by name.
+Contents = Mapping[str, Any]
 logger = logging.getLogger(__name__)
 
 
@@ -82,7 +94,7 @@ def export_bundle(
     Args:
         bundle: its folder, its name, or an inference configuration.
         weights: a checkpoint.
-        form: torchscript or onnx.
+        form: torchscript, onnx, pt2 or tensorrt.
         output: the file; beside the weights, under their name, if it is not given.
         overrides: settings by name, as on the command line.
 
@@ -92,12 +104,51 @@ def export_bundle(
     Raises:
         InputError: when something is missing or does not fit, or the file does not answer as the network does.
     """
+    if form == "tensorrt":
+        return export_tensorrt(bundle, weights, output, overrides)
     missing = [name for name in NEEDS.get(form, ()) if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"--format {form} needs {', '.join(missing)}", remedy=f"pip install {' '.join(missing)}")
     path = check_name(output or Path(weights).with_suffix(SUFFIX[form]), form)
     network, parser = trained(bundle, weights, overrides)
     write(network, parser, path, form)
+    return path
+
+
+def export_tensorrt(
+    bundle: str | Path,
+    weights: str | Path,
+    output: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Path:
+    """Exports to ONNX, and lets TensorRT's `trtexec` make an engine of that file, for this machine's GPU.
+
+    The comparison is that of the ONNX file, which stays beside the engine.
+
+    Raises:
+        InputError: when there is no NVIDIA GPU or no trtexec, or what `export_bundle` says.
+    """
+    lacks = "an NVIDIA GPU" * (not torch.cuda.is_available()) or "TensorRT's trtexec" * (not shutil.which("trtexec"))
+    if lacks:
+        remedy = "make the engine where its GPU is: export --format onnx, and see docs/export.md"
+        raise InputError(f"--format tensorrt needs {lacks}, which this machine does not have", remedy=remedy)
+    path = check_name(output or Path(weights).with_suffix(SUFFIX["tensorrt"]), "tensorrt")
+    file = export_bundle(bundle, weights, "onnx", path.with_suffix(SUFFIX["onnx"]), overrides)
+    report = json.loads(file.with_name(file.name + PARITY).read_text(encoding="utf-8"))
+    _, channels, height, width = report["inputs"][0]["shape"]
+    least, usual, most = (1, 32, 32), (1, height, width), (16, max(1024, height), max(1024, width))
+    shapes = [
+        f"--{name}Shapes=image:{batch}x{channels}x{rows}x{columns}"
+        for name, (batch, rows, columns) in (("min", least), ("opt", usual), ("max", most))
+    ]
+    with replacing(path) as temporary:
+        # TF32 would be further from the network than a comparison allows
+        command = ["trtexec", f"--onnx={file}", *shapes, "--noTF32", "--skipInference", f"--saveEngine={temporary}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode or not temporary.is_file():
+            said = " ".join((done.stderr or done.stdout).split()[-40:])
+            raise InputError(f"not written: trtexec ended with {done.returncode} ({said})", path=path)
+    logger.info(f"exported to {path.resolve()}; compared was the ONNX file that it is made of")
     return path
 
 
@@ -174,8 +225,7 @@ def check_name(filepath: str | Path, form: str) -> Path:
     """
     path = Path(filepath)
     if path.suffix != SUFFIX[form] or path.is_dir():
-        title = {"torchscript": "a TorchScript", "onnx": "an ONNX"}[form]
-        fact = f"{title} program is called NAME{SUFFIX[form]}"
+        fact = f"{TITLE[form]} is called NAME{SUFFIX[form]}"
         raise InputError(fact, path=path, remedy="give it such a name")
     check_output(path.parent)
     return path
@@ -186,14 +236,14 @@ def write(network: nn.Module, parser: ConfigParser, path: Path, form: str) -> di
     """Exports a network, compares the answers of both, and writes the file.
 
     What is written is the network's form for inference, with batch, height and width open. The comparison is printed,
-    and stored beside the file as `NAME.parity.json`. Of ONNX it is the file's content that answers, of TorchScript the
-    program before it is stored: no program here reads TorchScript, which executes what it holds.
+    and stored beside the file as `NAME.parity.json`. It is the file's content that answers; of TorchScript the program
+    before it is stored: no program here reads TorchScript, which executes what it holds.
 
     Args:
         network: with its weights.
         parser: the configuration that it comes from.
         path: of the file.
-        form: torchscript or onnx.
+        form: torchscript, onnx or pt2.
 
     Returns:
         the comparison.
@@ -204,18 +254,14 @@ def write(network: nn.Module, parser: ConfigParser, path: Path, form: str) -> di
     """
     description = describe(parser)
     metadata = parser.get(ConfigParser.meta_key) or {}
-    texts = {
-        "description.json": json.dumps(description),
-        "inference.json": json.dumps(stored_configuration(parser)),
-        "metadata.json": json.dumps(metadata),
-    }
+    texts = {"inference.json": stored_configuration(parser), "metadata.json": metadata}
     network = network.cpu().eval()
     freeze: Any = getattr(network, "frozen", None)
     frozen: nn.Module = freeze() if callable(freeze) else network
     example = torch.zeros(2, description["input"]["channels"], *EXAMPLE)
-    if form == "onnx":
-        logger.info("an ONNX export takes one to three minutes")
-    content, exported = _WRITERS[form](frozen, example, texts)
+    if form != "torchscript":
+        logger.info("the export takes one to three minutes")
+    content, exported = _WRITERS[form](frozen, example, {"description.json": description, **texts})
     report = {"file": path.name, "format": form, **compare(network, exported, description)}
     print(parity_line(report))
     if not report["passed"]:
@@ -227,23 +273,22 @@ def write(network: nn.Module, parser: ConfigParser, path: Path, form: str) -> di
     return report
 
 
-def _torchscript(network: nn.Module, example: Tensor, texts: Mapping[str, str]) -> tuple[bytes, Apply]:
+def _torchscript(network: nn.Module, example: Tensor, contents: Contents) -> tuple[bytes, Apply]:
     # in memory first: PyTorch's writer aborts the process on a full disk
     content = io.BytesIO()
-    more = {name: text.encode() for name, text in texts.items() if name != "metadata.json"}
+    more = {name: text.encode() for name, text in _texts(contents).items() if name != "metadata.json"}
     program: Any = convert_to_torchscript(network)
-    metadata = json.loads(texts["metadata.json"])
-    save_net_with_metadata(program, content, meta_values=metadata, more_extra_files=more)
+    save_net_with_metadata(program, content, meta_values=contents["metadata.json"], more_extra_files=more)
     return content.getvalue(), lambda images: program(torch.from_numpy(images)).numpy()
 
 
-def _onnx(network: nn.Module, example: Tensor, texts: Mapping[str, str]) -> tuple[bytes, Apply]:
+def _onnx(network: nn.Module, example: Tensor, contents: Contents) -> tuple[bytes, Apply]:
     import onnx
     import onnxruntime
 
     axes = {axis: torch.export.Dim(name) for axis, name in ((0, "batch"), (2, "height"), (3, "width"))}
     model = to_onnx(network, example, axes).model_proto
-    onnx.helper.set_model_props(model, dict(texts))
+    onnx.helper.set_model_props(model, _texts(contents))
     onnx.checker.check_model(model)
     content = model.SerializeToString()
     options = onnxruntime.SessionOptions()
@@ -253,9 +298,38 @@ def _onnx(network: nn.Module, example: Tensor, texts: Mapping[str, str]) -> tupl
     return content, lambda images: np.asarray(session.run(None, {name: images})[0])
 
 
-_WRITERS: Mapping[str, Callable[[nn.Module, Tensor, Mapping[str, str]], tuple[bytes, Apply]]] = {
+def _pt2(network: nn.Module, example: Tensor, contents: Contents) -> tuple[bytes, Apply]:
+    program = to_pt2(network, example)
+    smallest = _smallest(program.module(), example, getattr(network, "multiple", 1))
+    contents["description.json"]["input"]["smallest"] = smallest
+    if smallest > 1:
+        logger.info(f"the exported program takes images of {smallest} pixels or more a side, and refuses smaller ones")
+    content = io.BytesIO()
+    with quiet():
+        torch.export.save(program, content, extra_files=_texts(contents))
+        content.seek(0)
+        module = torch.export.load(content).module()
+    return content.getvalue(), lambda images: module(torch.from_numpy(images)).numpy()
+
+
+def _smallest(module: nn.Module, example: Tensor, multiple: int) -> int:
+    """The shortest side that an exported program takes: conditions of its exporter may ask for more than one pixel."""
+    for side in (1, multiple + 1):
+        # a program says no by an AssertionError
+        with contextlib.suppress(AssertionError):
+            module(example[:1, :, :1, :1].expand(1, -1, side, side))
+            return side
+    raise InputError("not written: PyTorch cannot export this network for images of any size", remedy="export to ONNX")
+
+
+def _texts(contents: Contents) -> dict[str, str]:
+    return {name: json.dumps(content) for name, content in contents.items()}
+
+
+_WRITERS: Mapping[str, Callable[[nn.Module, Tensor, Contents], tuple[bytes, Apply]]] = {
     "torchscript": _torchscript,
     "onnx": _onnx,
+    "pt2": _pt2,
 }
 
 
@@ -272,7 +346,8 @@ def parity_inputs(description: Mapping[str, Any]) -> Iterator[np.ndarray]:
     about = description["input"]
     height, width = ensure_tuple_rep(about["size"], 2)
     low, high = about["value_range"] if len(about["value_range"]) == 2 else (0, 1)
-    sizes = [(height, width)] * 3 + [((height // 2) | 1, (7 * width // 8) | 1), (3 * height // 2, width + 1)]
+    smaller = [max(about.get("smallest", 1), side | 1) for side in (height // 2, 7 * width // 8)]
+    sizes = [(height, width)] * 3 + [(smaller[0], smaller[1]), (3 * height // 2, width + 1)]
     random = torch.Generator().manual_seed(0)
     for batch, size in zip((1, 1, 2, 1, 1), sizes, strict=True):
         coarse = torch.rand(batch, about["channels"], 5, 5, generator=random)
