@@ -1,4 +1,4 @@
-"""From a trained network to one file that others can use without this project: TorchScript, ONNX or a page.
+"""From a trained network to one file that others can use without this project: TorchScript, ONNX, pt2 or a page.
 
 Each file also holds, as JSON, the resolved configuration (`inference.json`), `metadata.json`, and `description.json`,
 which says how to make the network's input and read its output (`bundles.description`).
@@ -8,45 +8,42 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import io
 import json
 import logging
-import math
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.bundle import ConfigParser
-from monai.data import save_net_with_metadata
-from monai.networks import convert_to_torchscript
-from monai.utils import ensure_tuple_rep
-from torch import Tensor, nn
+from torch import nn
 
 import networks
 from bundles.configurations import find_configuration, read_bundle, stored_configuration
 from bundles.description import describe
+from bundles.formats import CONTENT_OF
+from bundles.parity import compare, parity_line
 from bundles.run import running_workflow
-from evaluation.inferers import to_labels
-from networks.selective_scan.onnx import to_onnx
 from networks.training import Origin, load_trained
-from networks.training.provenance import plain
 from transforms import InputError, check_output, replacing
 
-SUFFIX = {"torchscript": ".ts", "onnx": ".onnx", "page": ".html"}
+SUFFIX = {"torchscript": ".ts", "onnx": ".onnx", "pt2": ".pt2", "tensorrt": ".engine", "page": ".html"}
+TITLE = {
+    "torchscript": "a TorchScript program",
+    "onnx": "an ONNX program",
+    "pt2": "an exported program",
+    "tensorrt": "a TensorRT engine",
+    "page": "a page",
+}
 NEEDS = dict.fromkeys(("onnx", "page"), ("onnx", "onnxscript", "onnxruntime"))
 PARITY = ".parity.json"
 # What exporters look at: two different sides that networks divide without a rest, or they keep the rest for the rule.
 EXAMPLE = (96, 64)
-# Of the greatest logit; and of the masks.
-LARGEST_DIFFERENCE, LEAST_DICE = 1e-3, 0.999
 # What a run's settings may fill in.
 FILLED = ("image_size", "classes", "label_map", "in_channels")
 
-Apply = Callable[[np.ndarray], np.ndarray]
 logger = logging.getLogger(__name__)
 
 
@@ -85,7 +82,7 @@ def export_bundle(
     Args:
         bundle: its folder, its name, or an inference configuration.
         weights: a checkpoint.
-        form: torchscript, onnx or page.
+        form: torchscript, onnx, pt2, tensorrt or page.
         output: the file; beside the weights, under their name, if it is not given.
         overrides: settings by name, as on the command line.
         onnxruntime_web: for a page, see `bundles.page.read_runtime`.
@@ -96,6 +93,8 @@ def export_bundle(
     Raises:
         InputError: when something is missing or does not fit, or the file does not answer as the network does.
     """
+    if form == "tensorrt":
+        return export_tensorrt(bundle, weights, output, overrides)
     missing = [name for name in NEEDS.get(form, ()) if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"--format {form} needs {', '.join(missing)}", remedy=f"pip install {' '.join(missing)}")
@@ -113,6 +112,43 @@ def export_bundle(
         facts = page.about(description, type(network).__name__, weights)
         finish = functools.partial(page.assemble, description=description, about=facts, runtime=runtime)
     write(network, parser, path, form, finish)
+    return path
+
+
+def export_tensorrt(
+    bundle: str | Path,
+    weights: str | Path,
+    output: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Path:
+    """Exports to ONNX, and lets TensorRT's `trtexec` make an engine of that file, for this machine's GPU.
+
+    The comparison is that of the ONNX file, which stays beside the engine.
+
+    Raises:
+        InputError: when there is no NVIDIA GPU or no trtexec, or what `export_bundle` says.
+    """
+    lacks = "an NVIDIA GPU" * (not torch.cuda.is_available()) or "TensorRT's trtexec" * (not shutil.which("trtexec"))
+    if lacks:
+        remedy = "make the engine where its GPU is: export --format onnx, and see docs/export.md"
+        raise InputError(f"--format tensorrt needs {lacks}, which this machine does not have", remedy=remedy)
+    path = check_name(output or Path(weights).with_suffix(SUFFIX["tensorrt"]), "tensorrt")
+    file = export_bundle(bundle, weights, "onnx", path.with_suffix(SUFFIX["onnx"]), overrides)
+    report = json.loads(file.with_name(file.name + PARITY).read_text(encoding="utf-8"))
+    _, channels, height, width = report["inputs"][0]["shape"]
+    least, usual, most = (1, 32, 32), (1, height, width), (16, max(1024, height), max(1024, width))
+    shapes = [
+        f"--{name}Shapes=image:{batch}x{channels}x{rows}x{columns}"
+        for name, (batch, rows, columns) in (("min", least), ("opt", usual), ("max", most))
+    ]
+    with replacing(path) as temporary:
+        # TF32 would be further from the network than a comparison allows
+        command = ["trtexec", f"--onnx={file}", *shapes, "--noTF32", "--skipInference", f"--saveEngine={temporary}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode or not temporary.is_file():
+            said = " ".join((done.stderr or done.stdout).split()[-40:])
+            raise InputError(f"not written: trtexec ended with {done.returncode} ({said})", path=path)
+    logger.info(f"exported to {path.resolve()}; compared was the ONNX file that it is made of")
     return path
 
 
@@ -192,8 +228,7 @@ def check_name(filepath: str | Path, form: str) -> Path:
     """
     path = Path(filepath)
     if path.suffix != SUFFIX[form] or path.is_dir():
-        title = {"torchscript": "a TorchScript program", "onnx": "an ONNX program", "page": "a page"}[form]
-        fact = f"{title} is called NAME{SUFFIX[form]}"
+        fact = f"{TITLE[form]} is called NAME{SUFFIX[form]}"
         raise InputError(fact, path=path, remedy="give it such a name")
     check_output(path.parent)
     return path
@@ -210,14 +245,14 @@ def write(
     """Exports a network, compares the answers of both, and writes the file.
 
     What is written is the network's form for inference, with batch, height and width open. The comparison is printed,
-    and stored beside the file as `NAME.parity.json`. Of ONNX it is the file's content that answers, of TorchScript the
-    program before it is stored: no program here reads TorchScript, which executes what it holds.
+    and stored beside the file as `NAME.parity.json`. It is the file's content that answers; of TorchScript the program
+    before it is stored: no program here reads TorchScript, which executes what it holds.
 
     Args:
         network: with its weights.
         parser: the configuration that it comes from.
         path: of the file.
-        form: torchscript, onnx or page.
+        form: torchscript, onnx, pt2 or page.
         finish: from the exported network to the content of the file, of a page.
 
     Returns:
@@ -250,177 +285,21 @@ def render(
         InputError: as `write`.
     """
     description = describe(parser)
-    stored = {
+    contents = {
         "description.json": description,
         "inference.json": stored_configuration(parser),
         "metadata.json": parser.get(ConfigParser.meta_key) or {},
         **(texts or {}),
     }
-    named = {name: json.dumps(value) for name, value in stored.items()}
     network = network.cpu().eval()
     freeze: Any = getattr(network, "frozen", None)
     frozen: nn.Module = freeze() if callable(freeze) else network
     example = torch.zeros(2, description["input"]["channels"], *EXAMPLE)
     if form != "torchscript":
-        logger.info("an ONNX export takes one to three minutes")
-    content, exported = _WRITERS[form](frozen, example, named, path.stem)
+        logger.info("the export takes one to three minutes")
+    content, exported = CONTENT_OF[form](frozen, example, contents, path.stem)
     report = {"file": path.name, "format": form, **compare(network, exported, description)}
     print(parity_line(report))
     if not report["passed"]:
         raise InputError("not written: the exported network does not answer as this one does", path=path)
     return content, report
-
-
-def _torchscript(network: nn.Module, example: Tensor, texts: Mapping[str, str], name: str) -> tuple[bytes, Apply]:
-    # in memory first: PyTorch's writer aborts the process on a full disk
-    content = io.BytesIO()
-    more = {name: text.encode() for name, text in texts.items() if name != "metadata.json"}
-    program: Any = convert_to_torchscript(network)
-    metadata = json.loads(texts["metadata.json"])
-    save_net_with_metadata(program, content, meta_values=metadata, more_extra_files=more)
-    return _without_traces(content, name), lambda images: program(torch.from_numpy(images)).numpy()
-
-
-def _without_traces(program: io.BytesIO, name: str) -> bytes:
-    """A TorchScript archive without time and paths of this machine, in a folder called as the file, which MONAI Deploy
-    looks for."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(program) as archive, zipfile.ZipFile(content, "w") as clean:
-        for entry in archive.namelist():
-            _, _, rest = entry.partition("/")
-            # where in the source a line of code came from, and a number made of everything
-            if rest.endswith(".debug_pkl") or rest == ".data/serialization_id":
-                continue
-            data = archive.read(entry)
-            if rest == "extra/metadata.json":
-                data = json.dumps(
-                    {key: value for key, value in json.loads(data).items() if key != "timestamp"}
-                ).encode()
-            clean.writestr(zipfile.ZipInfo(f"{name}/{rest}"), data)
-    return content.getvalue()
-
-
-def _onnx(network: nn.Module, example: Tensor, texts: Mapping[str, str], name: str) -> tuple[bytes, Apply]:
-    import onnx
-    import onnxruntime
-
-    axes = {axis: torch.export.Dim(name) for axis, name in ((0, "batch"), (2, "height"), (3, "width"))}
-    model = to_onnx(network, example, axes).model_proto
-    _remove_traces(model.graph)
-    onnx.helper.set_model_props(model, dict(texts))
-    onnx.checker.check_model(model)
-    content = model.SerializeToString()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    (image,) = (one.name for one in session.get_inputs())
-    return content, lambda images: np.asarray(session.run(None, {image: images})[0])
-
-
-def _remove_traces(graph: Any) -> None:
-    """Takes off an ONNX graph what the exporter notes of each node, paths of this machine among it."""
-    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
-        del part.metadata_props[:]
-        part.doc_string = ""
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _remove_traces(attribute.g)
-
-
-_WRITERS: Mapping[str, Callable[[nn.Module, Tensor, Mapping[str, str], str], tuple[bytes, Apply]]] = {
-    "torchscript": _torchscript,
-    "onnx": _onnx,
-    "page": _onnx,
-}
-
-
-def parity_inputs(description: Mapping[str, Any]) -> Iterator[np.ndarray]:
-    """Five inputs of three sizes: the network's own, once for two images; odd and smaller; larger and of other form.
-
-    They are smooth fields with noise in the range of values that the description gives, the same each time.
-
-    Example:
-        >>> image = {"channels": 1, "size": [8, 8], "value_range": [0, 1]}
-        >>> [one.shape for one in parity_inputs({"input": image})]
-        [(1, 1, 8, 8), (1, 1, 8, 8), (2, 1, 8, 8), (1, 1, 5, 7), (1, 1, 12, 9)]
-    """
-    about = description["input"]
-    height, width = ensure_tuple_rep(about["size"], 2)
-    low, high = about["value_range"] if len(about["value_range"]) == 2 else (0, 1)
-    sizes = [(height, width)] * 3 + [((height // 2) | 1, (7 * width // 8) | 1), (3 * height // 2, width + 1)]
-    random = torch.Generator().manual_seed(0)
-    for batch, size in zip((1, 1, 2, 1, 1), sizes, strict=True):
-        coarse = torch.rand(batch, about["channels"], 5, 5, generator=random)
-        smooth = F.interpolate(coarse, size, mode="bicubic", align_corners=True)
-        noise = torch.randn(smooth.shape, generator=random)
-        yield (low + (high - low) * (smooth + 0.05 * noise).clamp(0, 1)).numpy()
-
-
-@torch.no_grad()
-def compare(network: Callable[[Tensor], Tensor], exported: Apply, description: Mapping[str, Any]) -> dict[str, Any]:
-    """How far two forms of a network are apart: logits and masks on `parity_inputs`.
-
-    Returns:
-        inputs: for each its shape, largest_difference of the logits, relative (to the greatest logit), dice (of the
-        class whose masks agree least), foreground (share of pixels); and largest_difference, relative, dice, passed.
-
-    Example:
-        >>> about = {"input": {"channels": 1, "size": [8, 8], "value_range": [0, 1]}}
-        >>> report = compare(lambda x: x - 0.5, lambda x: x - 0.4, about)
-        >>> round(report["largest_difference"], 3), report["passed"]
-        (0.1, False)
-    """
-    rows: list[dict[str, Any]] = []
-    for images in parity_inputs(description):
-        expected = network(torch.from_numpy(images))
-        found = torch.from_numpy(np.asarray(exported(images)))
-        if found.shape != expected.shape:
-            fact = f"the exported network answers {tuple(found.shape)}, this one {tuple(expected.shape)}"
-            raise InputError(f"not written: for an input {images.shape} {fact}")
-        difference = float((found - expected).abs().max())
-        greatest = float(expected.abs().max())
-        masks = to_labels(expected), to_labels(found)
-        rows.append(
-            {
-                "shape": [*images.shape],
-                "largest_difference": difference,
-                "relative": difference / greatest if greatest else difference,
-                "dice": _dice(*masks),
-                "foreground": float((masks[0] > 0).double().mean()),
-            }
-        )
-    worst: dict[str, float] = {name: max(row[name] for row in rows) for name in ("largest_difference", "relative")}
-    worst["dice"] = min(row["dice"] for row in rows)
-    finite = all(math.isfinite(row["largest_difference"]) for row in rows)
-    passed = finite and worst["relative"] <= LARGEST_DIFFERENCE and worst["dice"] >= LEAST_DICE
-    return plain({**worst, "passed": passed, "inputs": rows})
-
-
-def _dice(expected: Tensor, found: Tensor) -> float:
-    """Dice of the class whose masks agree least; 1 where a class is in neither."""
-    scores = [1.0]
-    for label in torch.cat([expected.flatten(), found.flatten()]).unique().tolist():
-        first, second = expected == label, found == label
-        scores.append(2 * float((first & second).sum()) / float(first.sum() + second.sum()))
-    return min(scores)
-
-
-def parity_line(report: Mapping[str, Any]) -> str:
-    """A comparison in one line.
-
-    Example:
-        >>> rows = [{"shape": [1, 3, 8, 8], "foreground": 0.0}]
-        >>> numbers = {"largest_difference": 1e-6, "relative": 2e-7, "dice": 1.0, "passed": True}
-        >>> parity_line({"file": "a.onnx", **numbers, "inputs": rows})
-        'a.onnx: largest difference of logits 1e-06 (2e-07 of the greatest), Dice of masks 1.00000, on 1 inputs of 1
-        sizes; all masks are empty'
-    """
-    rows = report["inputs"]
-    sizes = {tuple(row["shape"][2:]) for row in rows}
-    shares = [row["foreground"] for row in rows]
-    vacuous = "; all masks are empty" if max(shares) == 0 else "; all masks are full" if min(shares) == 1 else ""
-    return (
-        f"{report['file']}: largest difference of logits {report['largest_difference']:.1g} ({report['relative']:.1g}"
-        f" of the greatest), Dice of masks {report['dice']:.5f}, on {len(rows)} inputs of {len(sizes)} sizes{vacuous}"
-    )

@@ -106,7 +106,7 @@ class SliceToVolume(Inferer):
         stack = volumes.movedim(axis, 1)  # (B, D, C, H, W), a view
         size = stack.shape[-2:]
         device = self._compute_device(network, volumes)
-        parts = []
+        result, done = torch.empty(0), 0
         slices = stack.shape[0] * stack.shape[1]
         with tqdm(
             desc="Volume", total=slices, unit="slice", leave=False, disable=None if self.progress else True
@@ -117,9 +117,13 @@ class SliceToVolume(Inferer):
                 if self.output != "logits":
                     labels = torch.as_tensor(spline_zoom(to_labels(out), size, order=0))
                     out = _with_probabilities(labels, out) if self.output == "probabilities" else labels
-                parts.append(out.to(volumes.device))
+                if not done:
+                    # whole at once: joining batches at the end would take twice the memory
+                    result = torch.empty((slices, *out.shape[1:]), dtype=out.dtype, device=volumes.device)
+                result[done : done + len(out)] = out
+                done += len(out)
                 bar.update(len(batch))
-        result = torch.cat(parts).unflatten(0, stack.shape[:2]).movedim(1, axis)
+        result = result.unflatten(0, stack.shape[:2]).movedim(1, axis)
         if self.output == "logits" or not isinstance(inputs, MetaTensor):
             return result
         return MetaTensor(result).copy_meta_from(inputs)

@@ -195,6 +195,7 @@ class CMUNeXt(nn.Module):
         if any(k % 2 == 0 for k in kernel_sizes):
             raise ValueError(f"kernel_sizes must be odd, got {kernel_sizes}")
         d1, d2, d3, d4, d5 = dims
+        self.multiple = 2 ** (STAGES - 1)
 
         self.stem = ConvBNReLU(in_channels, d1)
         self.encoder1 = CMUNeXtBlock(d1, d1, depths[0], kernel_sizes[0])
@@ -218,7 +219,7 @@ class CMUNeXt(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         # four poolings halve the image exactly
-        x = F.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate")
+        x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
 
         x1 = self.encoder1(self.stem(x))  # (B, d1, H, W)
         x2 = self.encoder2(F.max_pool2d(x1, 2))  # (B, d2, H/2, W/2)

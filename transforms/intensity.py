@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, ScaleIntensityRange, Transform
-from monai.utils import convert_to_numpy
+from monai.utils import convert_to_numpy, convert_to_tensor
 
 WINDOW_HU = (-125.0, 275.0)
+# Values that are windowed at once.
+SLAB = 1 << 22
 
 
 class WindowHU(Transform):
@@ -49,12 +53,23 @@ class WindowHU(Transform):
                 name = meta.get("filename_or_obj", "image")
                 raise ValueError(f"{name}: windowed to {tuple(meta['window_hu'])} HU, expected {self.window_hu}")
             return img
-        out = self.scale(img)
-        if isinstance(img, np.ndarray):
-            return convert_to_numpy(out)
-        if isinstance(out, MetaTensor):
+        plain: Any = convert_to_tensor(img, track_meta=False)
+        out: Any = torch.empty(plain.shape, dtype=torch.float32, device=plain.device)
+        # MONAI's steps hold some copies of what they are given
+        for source, target in zip(_slabs(plain), _slabs(out), strict=True):
+            scaled: Any = self.scale(source)
+            target.copy_(scaled)
+        if isinstance(img, MetaTensor):
+            out = MetaTensor(out).copy_meta_from(img)
             out.meta["window_hu"] = np.asarray(self.window_hu)
-        return out
+        return convert_to_numpy(out) if isinstance(img, np.ndarray) else out
+
+
+def _slabs(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Parts of a tensor along its longest axis, as views."""
+    x = torch.atleast_1d(x)
+    axis = max(range(x.ndim), key=lambda axis: x.shape[axis])
+    return x.split(max(1, SLAB * x.shape[axis] // max(x.numel(), 1)), axis)
 
 
 class WindowHUd(MapTransform):

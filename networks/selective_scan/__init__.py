@@ -3,6 +3,7 @@
 - `reference`: a loop over the positions in PyTorch; slow, obvious, the only one that computes in float64.
 - `parallel`: PyTorch only, no loop over the length; runs everywhere, and is what tracing, scripting and export use.
 - `onnx`: no backend, but what `onnx.to_onnx` writes: one standard `Scan` for any length.
+- `pt2`: no backend either, but what `pt2.to_pt2` writes: PyTorch's `scan` operator, for any length.
 - `cpu`: the native kernel, built at installation where there is a C compiler.
 - `mamba_ssm`: that package's own kernel for NVIDIA GPUs, where it is installed.
 - `triton`: kernels for NVIDIA GPUs, compiled by the Triton that comes with PyTorch.
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu, mamba_ssm, onnx, parallel, reference, triton_scan
+from . import cpu, mamba_ssm, onnx, parallel, pt2, reference, triton_scan
 
 __all__ = ["available_backends", "default_backend", "selective_scan", "selective_scan_2d"]
 
@@ -165,6 +166,8 @@ def selective_scan(
     if torch.jit.is_scripting():
         return parallel.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
     else:
+        if pt2.exporting():
+            return pt2.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
         with _without_autocast(u.device.type):
             if torch.jit.is_tracing():
                 return _scripted("selective_scan")(u, delta, A, B, C, D, delta_bias, delta_softplus)
@@ -231,6 +234,8 @@ def selective_scan_2d(
     if torch.jit.is_scripting():
         return parallel.selective_scan_2d(x, x_dbl, dt_weight, A, D, dt_bias)
     else:
+        if pt2.exporting():
+            return pt2.selective_scan_2d(x, x_dbl, dt_weight, A, D, dt_bias)
         with _without_autocast(x.device.type):
             if torch.jit.is_tracing():
                 return _scripted("selective_scan_2d")(x, x_dbl, dt_weight, A, D, dt_bias)

@@ -40,7 +40,8 @@ def to_sequences(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, state: int) -> tup
         [rows[:, :, 0], columns[:, :, 1], rows[:, :, 2].flip(1), columns[:, :, 3].flip(1)], 1
     ).transpose(2, 3)
     dt, B, C = torch.split(projected, [rank, state, state], dim=2)
-    delta = torch.matmul(dt_weight, dt)
+    # repeated, as matmul does by itself where there are several images: exported programs would note whether there are
+    delta = torch.matmul(dt_weight.repeat(batch, 1, 1, 1), dt)
     return u.flatten(1, 2), delta.flatten(1, 2), B, C
 
 

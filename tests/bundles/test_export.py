@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,13 +23,16 @@ from packaging.requirements import Requirement
 from torch import nn
 
 import bundles.export
+import bundles.formats
 from bundles.__main__ import main
 from bundles.configurations import find_configuration, read_bundle
 from bundles.description import describe
+from bundles.parity import parity_inputs
 from networks import CMUNeXt, VMUNet
 from tests.bundles.conftest import BUNDLES, DATA, OWN, PICTURES, ROOT, Options, Run, config, saved
 from tests.bundles.test_bundles import brightness_network
 from tests.helpers import read
+from transforms import InputError
 
 Trained = Callable[[str], tuple[Path, str]]
 Export = Callable[[str], Path]
@@ -218,18 +222,93 @@ def test_torchscript_holds_the_resolved_configuration(trained: Trained, tmp_path
         torch.testing.assert_close(program(image), network(image), atol=1e-4, rtol=1e-4)
 
 
+def test_an_exported_program_takes_any_size_and_says_how_to_use_it(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, weights = tmp_path / "best.pt2", trained("cmunext_busi")[0] / "model.pt"
+    assert main(["export", "cmunext_busi", "--weights", str(weights), "--format", "pt2", "--output", str(path)]) == 0
+    assert "on 5 inputs of 3 sizes" in capsys.readouterr().out
+    files = dict.fromkeys(("inference.json", "description.json", "metadata.json"), "")
+    program = torch.export.load(path, extra_files=files).module()
+    assert json.loads(files["description.json"])["input"]["smallest"] == 1
+    assert json.loads(files["inference.json"])["image_size"] == 32
+    assert json.loads(files["metadata.json"])["name"] == "CMUNeXt BUSI breast ultrasound"
+    network = network_of("cmunext_busi", weights)
+    for shape in ((1, 1, 1), (3, 16, 16), (1, 31, 65), (2, 64, 32)):
+        image = torch.rand(shape[0], 3, *shape[1:])
+        with torch.no_grad():
+            torch.testing.assert_close(program(image), network(image), atol=1e-4, rtol=1e-4)
+    assert json.loads(path.with_name("best.pt2.parity.json").read_text())["passed"]
+
+
+def test_the_smallest_image_of_an_exported_program_is_found_out_and_said() -> None:
+    class Asks(nn.Module):
+        def __init__(self, side: int) -> None:
+            super().__init__()
+            self.side = side
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert min(x.shape[2:]) >= self.side, "Guard failed"
+            return x
+
+    example = torch.zeros(2, 3, 96, 64)
+    assert [bundles.formats._smallest(Asks(side), example, 32) for side in (1, 33)] == [1, 33]
+    with pytest.raises(InputError, match="cannot export this network for images of any size; export to ONNX"):
+        bundles.formats._smallest(Asks(40), example, 32)
+    about = {"input": {"channels": 1, "size": [32, 64], "value_range": [0, 1], "smallest": 33}}
+    assert [one.shape[2:] for one in parity_inputs(about)][3] == (33, 57)
+    about["input"]["size"] = [48, 80]
+    assert [one.shape[2:] for one in parity_inputs(about)][3] == (33, 71)
+
+
+def test_tensorrt_needs_its_gpu_and_program(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, path = trained("cmunext_busi")[0] / "model.pt", tmp_path / "best.engine"
+    typed = ["export", "cmunext_busi", "--weights", str(weights), "--format", "tensorrt", "--output", str(path)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(typed) == 1
+    assert capsys.readouterr().err.startswith("--format tensorrt needs an NVIDIA GPU, which this machine does not have")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert main(typed) == 1
+    assert "needs TensorRT's trtexec" in capsys.readouterr().err
+
+    # a stand-in for trtexec, and for the ONNX export before it
+    tool = tmp_path / "trtexec"
+    tool.write_text(
+        f"#!{sys.executable}\nimport sys\nopen(sys.argv[-1].split('=')[1], 'w').write(' '.join(sys.argv))\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(shutil, "which", lambda name: str(tool))
+
+    def to_onnx_only(bundle: str, weights: Path, form: str, output: Path, overrides: dict) -> Path:
+        output.with_name(output.name + ".parity.json").write_text(json.dumps({"inputs": [{"shape": [1, 3, 64, 48]}]}))
+        return output
+
+    monkeypatch.setattr(bundles.export, "export_bundle", to_onnx_only)
+    bundles.export.export_tensorrt("cmunext_busi", weights, path)
+    assert f"--onnx={tmp_path}/best.onnx --minShapes=image:1x3x32x32 --optShapes=image:1x3x64x48" in path.read_text()
+    path.unlink()
+    tool.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no kernel')\n")
+    with pytest.raises(InputError, match=r"not written: trtexec ended with 1 \(no kernel\)"):
+        bundles.export.export_tensorrt("cmunext_busi", weights, path)
+    assert not path.exists()
+
+
 def test_what_does_not_answer_alike_is_not_written(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, weights = tmp_path / "a.ts", trained("cmunext_busi")[0] / "model.pt"
-    whole = bundles.export._WRITERS["torchscript"]
+    whole = bundles.formats.CONTENT_OF["torchscript"]
 
     def off_by(share: float) -> None:
         def writer(*arguments: Any) -> tuple[bytes, Callable[[np.ndarray], np.ndarray]]:
             content, program = whole(*arguments)
             return content, lambda images: program(images) * (1 + share)
 
-        monkeypatch.setattr(bundles.export, "_WRITERS", {"torchscript": writer})
+        monkeypatch.setitem(bundles.formats.CONTENT_OF, "torchscript", writer)
 
     typed = ["export", "cmunext_busi", "--weights", str(weights), "--format", "torchscript", "--output", str(path)]
     off_by(2e-3)

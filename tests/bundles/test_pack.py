@@ -32,7 +32,7 @@ from monai.handlers import CheckpointLoader
 from monai.transforms import Compose, LoadImaged, SaveImaged
 from torch import nn
 
-import bundles.export
+import bundles.formats
 import bundles.pack
 from bundles.__main__ import main
 from bundles.card import Report, read_report
@@ -91,7 +91,7 @@ def archive(evaluated: Packed, tmp_path_factory: pytest.TempPathFactory) -> Pack
             out = tmp_path_factory.mktemp("dist")
             with pytest.MonkeyPatch.context() as patch:
                 if bundle != "cmunext_busi":
-                    patch.setitem(bundles.export._WRITERS, "onnx", no_onnx)
+                    patch.setitem(bundles.formats.CONTENT_OF, "onnx", no_onnx)
                 weights = str(evaluated(bundle) / "model.pt")
                 assert main(["pack", bundle, "--weights", weights, "--output", str(out)]) == 0
             (done[bundle],) = out.iterdir()
@@ -193,7 +193,7 @@ def test_equal_input_gives_equal_bytes(
     bundle = "cmunext_busi"
     with zipfile.ZipFile(archive(bundle)) as file:
         program = file.read(f"{bundle}/models/model.onnx")
-    monkeypatch.setitem(bundles.export._WRITERS, "onnx", lambda *given: (program, no_onnx(*given)[1]))
+    monkeypatch.setitem(bundles.formats.CONTENT_OF, "onnx", lambda *given: (program, no_onnx(*given)[1]))
     copied = tmp_path / "other/best.pt"
     shutil.copytree(evaluated(bundle), copied.parent)
     (copied.parent / "model.pt").rename(copied)
