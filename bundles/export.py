@@ -42,7 +42,7 @@ EXAMPLE = (96, 64)
 # Of the greatest logit; and of the masks.
 LARGEST_DIFFERENCE, LEAST_DICE = 1e-3, 0.999
 # What a run's settings may fill in.
-FILLED = ("image_size", "classes", "label_map", "in_channels")
+FILLED = ("image_size", "classes", "label_map", "in_channels", "normalisation")
 
 Apply = Callable[[np.ndarray], np.ndarray]
 logger = logging.getLogger(__name__)
