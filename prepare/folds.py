@@ -183,9 +183,8 @@ def prepare_folds(
         rows.append((str(number), str(len(held_out)), *(str(count[kind]) for kind in names), f"{100 * share:.1f} %"))
     report.table(("fold", "images", *(kind or "no letters" for kind in names), "median of the marked share"), rows)
     several = [group for group in groups if len(group) > 1]
-    report(
-        f"{len(items)} images; {len(several)} groups of {sum(map(len, several))} equal or nearly equal ones stay together"
-    )
+    alike_ones = f"{len(several)} groups of {sum(map(len, several))} equal or nearly equal ones"
+    report(f"{len(items)} images; {alike_ones} stay together")
 
 
 def _together(names: Sequence[str], alike: Sequence[Sequence[str]]) -> list[list[str]]:
