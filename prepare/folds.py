@@ -175,13 +175,13 @@ def prepare_folds(
 
     if words := passed_over(passed):
         report(f"{printable(str(raw))}: {words}")
-    names = sorted(set(kinds.values()))
+    columns = sorted(set(kinds.values()))
     rows = []
-    for number, held_out in enumerate(parts, 1):
-        count = Counter(kinds[name] for name in held_out)
-        share = np.median([sizes[name] for name in held_out])
-        rows.append((str(number), str(len(held_out)), *(str(count[kind]) for kind in names), f"{100 * share:.1f} %"))
-    report.table(("fold", "images", *(kind or "no letters" for kind in names), "median of the marked share"), rows)
+    for number, fold in enumerate(parts, 1):
+        count = Counter(kinds[name] for name in fold)
+        share = np.median([sizes[name] for name in fold])
+        rows.append((str(number), str(len(fold)), *(str(count[kind]) for kind in columns), f"{100 * share:.1f} %"))
+    report.table(("fold", "images", *(kind or "no letters" for kind in columns), "median of the marked share"), rows)
     several = [group for group in groups if len(group) > 1]
     alike_ones = f"{len(several)} groups of {sum(map(len, several))} equal or nearly equal ones"
     report(f"{len(items)} images; {alike_ones} stay together")

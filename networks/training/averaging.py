@@ -9,6 +9,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 class WeightAverage:
     """A copy of a network whose weights follow those that are trained, as their exponential moving average.
@@ -58,5 +60,6 @@ class WeightAverage:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.average.n_averaged.fill_(state["steps"])
 
-    def _move(self, averaged: list[Tensor], current: list[Tensor], steps: Tensor | int) -> None:
-        get_ema_multi_avg_fn(min(self.decay, (1 + int(steps)) / (10 + int(steps))))(averaged, current, steps)  # type: ignore[no-untyped-call]
+    def _move(self, averaged: Tensors, current: Tensors, steps: Tensor | int) -> None:
+        decay = min(self.decay, (1 + int(steps)) / (10 + int(steps)))
+        get_ema_multi_avg_fn(decay)(averaged, current, steps)  # type: ignore[no-untyped-call]
