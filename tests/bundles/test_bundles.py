@@ -678,7 +678,19 @@ TRIED: dict[str, Any] = {
 ELSEWHERE = {"dataset_dir", "pretrained", "tracking", "config_file"}
 # Options of other commands in the READMEs.
 OTHER = {
-    *("raw", "out", "size", "split", "splits", "split-files", "include-normal", "deduplicate", "overwrite", "seed"),
+    *(
+        "raw",
+        "out",
+        "size",
+        "split",
+        "splits",
+        "split-files",
+        "folds",
+        "include-normal",
+        "deduplicate",
+        "overwrite",
+        "seed",
+    ),
     *("full", "label-ids", "output", "spacing", "standalone", "nproc_per_node", "no-build-isolation", "allow-missing"),
     *("weights", "format", "images"),
 }
