@@ -42,7 +42,7 @@ PARITY = ".parity.json"
 # What exporters look at: two different sides that networks divide without a rest, or they keep the rest for the rule.
 EXAMPLE = (96, 64)
 # What a run's settings may fill in.
-FILLED = ("image_size", "classes", "label_map", "in_channels")
+FILLED = ("image_size", "classes", "label_map", "in_channels", "normalisation")
 
 logger = logging.getLogger(__name__)
 

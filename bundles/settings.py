@@ -165,6 +165,7 @@ RULES: Mapping[str, tuple[str, Rule]] = {
     **dict.fromkeys(("dataset_dir", "input", "pretrained"), ("a path", _paths)),
     "ckpt_path": ("a path, or a list of paths: [a.pt, b.pt]", _checkpoints),
     "tta": ("none or flips", _one_of("none", "flips")),
+    "normalisation": ("published or plain", _one_of("published", "plain")),
     "postprocess": ("none or largest", _one_of("none", "largest")),
     "year": ("2017 or 2018", _one_of(2017, 2018)),
     "classes": ("a list of different names: ['cup', 'disc']", _names),

@@ -1,4 +1,4 @@
-"""`python -m prepare synapse|busi|isic|demo|check …`."""
+"""`python -m prepare synapse|busi|isic|folds|demo|check …`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from prepare.busi import prepare_busi
 from prepare.check import check
 from prepare.demo import MARK, prepare_demo
+from prepare.folds import prepare_folds
 from prepare.isic import FOLDERS, SPLITS, prepare_isic
 from prepare.synapse import prepare_synapse
 from transforms import InputError, expanded, log_warnings
@@ -73,6 +74,17 @@ def _parser() -> argparse.ArgumentParser:
     isic.add_argument("--workers", type=int, help="threads (one for each core)")
     isic.set_defaults(run=prepare_isic)
 
+    folds = command(
+        "folds", Path("data/folds"), "folds for cross-validation of a folder of pairs", "folder with images/ and masks/"
+    )
+    folds.add_argument("--folds", type=int, default=3, help="how many (%(default)s)")
+    folds.add_argument("--seed", type=_seed, default=41, help="of the draw (%(default)s)")
+    folds.add_argument(
+        "--label-map", nargs="+", type=_mapped, metavar="STORED:CLASS", help="numbers in mask files, such as 0:0 255:1"
+    )
+    folds.add_argument("--allow-unpaired", action="store_true", help="leave out images without mask, and masks without")
+    folds.set_defaults(run=_folds)
+
     demo = command("demo", Path("data/demo"), f"demo data to try everything on: {MARK}")
     demo.add_argument("--seed", type=_seed, default=0, help="equal seeds give equal data (%(default)s)")
     demo.add_argument("--cases", type=int, default=12, help="CT volumes, a quarter of them to test on (%(default)s)")
@@ -97,6 +109,10 @@ def _parser() -> argparse.ArgumentParser:
 def _mapped(text: str) -> tuple[int, int]:
     stored, number = text.split(":")
     return int(stored), int(number)
+
+
+def _folds(label_map: list[tuple[int, int]] | None, **options: Any) -> None:
+    prepare_folds(label_map=dict(label_map) if label_map else None, **options)
 
 
 def _check(label_map: list[tuple[int, int]] | None, **options: Any) -> None:

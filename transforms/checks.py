@@ -95,12 +95,14 @@ class DataReport:
         errors: one line each; a training would fail, or learn something wrong.
         warnings: one line each; a training would run.
         near: pairs of pictures that are nearly the same.
+        equal: groups of those whose images are the same.
     """
 
     lines: tuple[str, ...]
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     near: tuple[tuple[Pair, Pair], ...] = field(default=(), repr=False)
+    equal: tuple[tuple[Pair, ...], ...] = field(default=(), repr=False)
 
     def raise_errors(self) -> None:
         """Does nothing when all is well.
@@ -215,7 +217,7 @@ def check_split(split: DataSplit, labels: LabelSet | Sequence[str], full: bool =
     if full:
         lines.append(f"pairs of nearly equal images: {len(near)}, in different parts: {sum(map(_across, near))}")
     lines.append(f"errors: {len(errors)}, warnings: {len(warnings)}")
-    return DataReport(tuple(lines), tuple(errors), tuple(warnings), tuple(near))
+    return DataReport(tuple(lines), tuple(errors), tuple(warnings), tuple(near), tuple(map(tuple, equal)))
 
 
 def fingerprint(picture: np.ndarray) -> np.ndarray:

@@ -263,10 +263,10 @@ def image_split(
     _check_selection(selection)
     passed: Counter[str] = Counter()
     if (root / "train/images").is_dir():
-        training, test = (_pairs(root / part, allow_unpaired, passed) for part in ("train", "val"))
+        training, test = (image_pairs(root / part, allow_unpaired, passed) for part in ("train", "val"))
         _check_apart(training, test)
     elif (root / "images").is_dir():
-        pairs = _pairs(root, allow_unpaired, passed)
+        pairs = image_pairs(root, allow_unpaired, passed)
         if lists := _fold_lists(root):
             training, test = _by_lists(pairs, lists, str(fold), root, allow_unpaired, passed)
         else:
@@ -493,8 +493,24 @@ def _check_selection(selection: str) -> None:
         raise InputError(f"selection must be one of {', '.join(SELECTIONS)}, not {selection!r}")
 
 
-def _pairs(root: Path, allow_unpaired: bool, passed: Counter[str]) -> list[dict[str, Any]]:
-    """One item for each picture in root/images, with its mask in root/masks or, as published for BUSI, root/masks/0."""
+def image_pairs(root: Path, allow_unpaired: bool = False, passed: Counter[str] | None = None) -> list[dict[str, Any]]:
+    """{"image": file, "label": mask file or a list of them} for each picture in root/images.
+
+    Its mask lies in root/masks or, as published for BUSI, in root/masks/0.
+
+    Args:
+        root: the folder.
+        allow_unpaired: leave out images without a mask and masks without an image.
+        passed: counts what was left out, for `passed_over`.
+
+    Raises:
+        InputError: when there is none, or a file has no partner.
+
+    Example:
+        >>> image_pairs(Path("nowhere"))
+        Traceback (most recent call last):
+        transforms.files.InputError: nowhere/masks: is missing: masks lie there, named as the pictures in nowhere/images
+    """
     folder = root / "masks/0" if (root / "masks/0").is_dir() else root / "masks"
     if not folder.is_dir():
         fact = f"is missing: masks lie there, named as the pictures in {printable(str(root / 'images'))}"

@@ -1,5 +1,6 @@
 """What training loops share beyond MONAI's handlers; configurations name what they use as `networks.training.NAME`."""
 
+from networks.training.averaging import WeightAverage
 from networks.training.checkpoints import Checkpoints
 from networks.training.log import EpochLog, Progress, ResultsLog, RunLog
 from networks.training.processes import Share, is_rank_zero, process_device, start_process_group
@@ -32,6 +33,7 @@ __all__ = [
     "Share",
     "StepGuard",
     "WatchedDataset",
+    "WeightAverage",
     "computes_bfloat16",
     "is_rank_zero",
     "keep_freed_memory",

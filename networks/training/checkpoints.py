@@ -48,8 +48,11 @@ class Checkpoints:
 
     Args:
         ckpt_dir: folder of the files. One run at a time may use it.
-        network: whose weights are saved; the bare one, not its distributed wrapper.
+        network: whose weights are saved and become `model.pt`: the one that is validated. The bare one, not its
+            distributed wrapper.
         optimizer, lr_scheduler: what else a resumed run needs.
+        more: and what else it needs, by name, with `state_dict` and `load_state_dict`. Where `network` is an average of
+            weights, these are the network that is trained and the `WeightAverage`.
         replacing: `transforms.replacing`, the context manager that writes a file whole or not at all.
         metrics: the trainer's metrics by name, which go on within an epoch.
         record: of the run. Its settings must be the same when the run goes on: the data, the classes, the seed.
@@ -79,6 +82,7 @@ class Checkpoints:
         replacing: Callable[[Path], AbstractContextManager[Path]],
         metrics: Mapping[str, Metric] | None = None,
         record: RunRecord | None = None,
+        more: Mapping[str, Any] | None = None,
         resume: bool | str = False,
         patience: int = 0,
         interval: int = 1,
@@ -92,6 +96,7 @@ class Checkpoints:
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.objects: dict[str, Any] = {"model": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.objects |= more or {}
         self.replacing = replacing
         self.metrics = dict(metrics or {})
         self.record = record
@@ -305,8 +310,8 @@ class Checkpoints:
         selection = {"best": self.best, "best_epoch": self.best_epoch, "since_best": self.since_best}
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
         state["model"] = self._named(state["model"])
-        more = {"position": position, "metrics": metrics, "selection": selection, "settings": self.settings}
-        self._save({**state, **more, "run_id": self.record.id if self.record else ""}, LAST)
+        facts = {"position": position, "metrics": metrics, "selection": selection, "settings": self.settings}
+        self._save({**state, **facts, "run_id": self.record.id if self.record else ""}, LAST)
         self.saved_at = time.monotonic()
 
     def _named(self, state: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from monai.data import load_net_with_metadata
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from networks import CMUNeXt, VMUNet
+from networks import CMUNeXt, FlipAverage, VMUNet
 from tests.bundles.conftest import (
     BUNDLES,
     DATA,
@@ -420,6 +420,62 @@ def test_torchscript_export_answers_as_the_network(bundle: str, trained: Trained
         torch.testing.assert_close(exported(image), eager(image), atol=1e-4, rtol=1e-4)
 
 
+# The stronger recipe
+
+
+@each_bundle
+def test_a_run_goes_on_with_its_average(bundle: str, options: Options, run: Run, tmp_path: Path) -> None:
+    """It ends with the same bits as one that was not stopped; `model.pt` is the average, not what is trained."""
+    for folder, first in (("whole", 2), ("stopped", 1)):
+        chosen = options(bundle, tmp_path / folder, max_epochs=2, check_data="false")
+        run("training", config(bundle, "train", "strong"), **chosen, **{"train#trainer#max_epochs": first})
+    run("training", config(bundle, "train", "strong"), **chosen, resume="true")
+    whole, stopped = (saved(tmp_path / folder / "last.pt") for folder in ("whole", "stopped"))
+    for name in ("model", "trained"):
+        assert all(torch.equal(tensor, stopped[name][key]) for key, tensor in whole[name].items()), name
+    assert whole["average"] == stopped["average"] == {"steps": 2 * STEPS[bundle]}
+    model = saved(tmp_path / "whole/model.pt")
+    of_average, of_trained = (
+        all(torch.equal(tensor, whole[name][key]) for key, tensor in model.items()) for name in ("model", "trained")
+    )
+    assert of_average == (whole["selection"]["best_epoch"] == 2)
+    assert not of_trained
+
+
+def test_what_the_stronger_recipe_trained_is_used_as_it_was_trained(
+    options: Options, run: Run, data: Path, tmp_path: Path
+) -> None:
+    """Evaluated are the weights of `model.pt` on its own input, mirrored; with another input they are refused."""
+    chosen = options("cmunext_busi", tmp_path, max_epochs=1)
+    run("training", config("cmunext_busi", "train", "strong"), **chosen)
+    # weights that mark something, in place of those of two steps
+    content = saved(tmp_path / "model.pt")
+    torch.manual_seed(0)
+    for key, tensor in content.items():
+        if key.endswith("weight") and tensor.ndim > 1:
+            tensor.copy_(torch.randn(tensor.shape) / tensor[0].numel() ** 0.5)
+    torch.save(content, tmp_path / "model.pt")
+    run("evaluating", config("cmunext_busi", "train", "strong", "evaluate"), **chosen)
+    parser = parsed("cmunext_busi", "train", "strong", **chosen)
+    network = parser.get_parsed_content("network_def")
+    network.load_state_dict(content)
+    flips = FlipAverage(network.eval())
+    prepare = parser.get_parsed_content("validate#preprocessing")
+    items = {Path(item["image"]).stem: prepare(item) for item in parser.get_parsed_content("split").test}
+    ious = {}
+    for name, item in items.items():
+        predicted, true = flips(item["image"].as_tensor()[None])[0] > 0, item["label"] > 0
+        ious[name] = float(((predicted & true).sum() + 1e-5) / ((predicted | true).sum() + 1e-5))
+    assert len(set(ious.values())) > 3
+    assert {row["case"]: float(row["iou"]) for row in rows_of(tmp_path / "eval")} == pytest.approx(ious, abs=1e-4)
+
+    used = {key: chosen[key] for key in ("ckpt_dir", "image_size", "network_def")} | {"output_dir": str(tmp_path / "p")}
+    used |= {"input": str(data / INPUT["cmunext_busi"])}
+    with refused("was trained with normalisation plain, and it is published now"):
+        run("inferring", config("cmunext_busi", "inference"), **used)
+    run("inferring", config("cmunext_busi", "inference"), **used, normalisation="plain")
+
+
 # Several processes
 
 
@@ -464,7 +520,8 @@ def leaves(value: Any, path: str = "") -> Iterator[str]:
         yield from leaves(inner, f"{path}#{key}" if path else str(key))
 
 
-FILES = [*product(BUNDLES, [("train",), ("train", "evaluate"), ("train", "multi_gpu"), ("inference",)])]
+OVERLAID = [("train", "strong"), ("train", "strong", "evaluate")]
+FILES = [*product(BUNDLES, [("train",), ("train", "evaluate"), ("train", "multi_gpu"), ("inference",), *OVERLAID])]
 
 
 @pytest.mark.parametrize(("bundle", "names"), FILES)
@@ -499,6 +556,7 @@ def test_what_must_be_equal_is(bundle: str) -> None:
     """A configuration is complete in its own file; what is written twice must not come to differ."""
     train, inference = (yaml.safe_load(Path(config(bundle, name)[0]).read_text()) for name in ("train", "inference"))
     shared = ("bundle_root", "image_size", "amp_dtype", "channels_last", "compile", "device", "classes", "network_def")
+    shared += ("normalisation", "input_scale") if bundle == "cmunext_busi" else ()
     assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
     assert len({Path(config(name, "multi_gpu")[0]).read_text() for name in BUNDLES}) == 1
     volume = bundle == "vmunet_synapse"
@@ -613,13 +671,26 @@ TRIED: dict[str, Any] = {
     "probabilities": True,
     "seg_type": "labelmap",
     "tta": "flips",
+    "normalisation": "plain",
     "postprocess": "largest",
     "overlay": True,
 }
 ELSEWHERE = {"dataset_dir", "pretrained", "tracking", "config_file"}
 # Options of other commands in the READMEs.
 OTHER = {
-    *("raw", "out", "size", "split", "splits", "split-files", "include-normal", "deduplicate", "overwrite", "seed"),
+    *(
+        "raw",
+        "out",
+        "size",
+        "split",
+        "splits",
+        "split-files",
+        "folds",
+        "include-normal",
+        "deduplicate",
+        "overwrite",
+        "seed",
+    ),
     *("full", "label-ids", "output", "spacing", "standalone", "nproc_per_node", "no-build-isolation", "allow-missing"),
     *("weights", "format", "images"),
 }

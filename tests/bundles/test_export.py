@@ -374,6 +374,20 @@ def test_a_runs_record_executes_nothing(trained: Trained, options: Options, tmp_
 @pytest.mark.parametrize(
     ("bundle", "settings", "expected"),
     [
+        (
+            "cmunext_busi",
+            {"normalisation": "plain", "in_channels": 1},
+            (
+                "input",
+                "steps",
+                [
+                    {"step": "read", "kind": "picture", "mode": "L", "values": [0, 255]},
+                    {"step": "resize", "size": [256, 256], "method": "bilinear"},
+                    {"step": "round"},
+                    {"step": "normalise", "mean": [255 * 0.485], "std": [255 * 0.229]},
+                ],
+            ),
+        ),
         ("cmunext_busi", {"in_channels": 1}, ("input", "channels", 1)),
         ("cmunext_busi", {"image_size": [192, 256]}, ("input", "size", [192, 256])),
         ("vmunet_isic", {"in_channels": 4}, ("input", "channels", 4)),

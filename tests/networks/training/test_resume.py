@@ -25,7 +25,15 @@ from monai.handlers import LrScheduleHandler, ValidationHandler, from_engine
 from monai.transforms import Compose, OneOf, RandFlipd, RandGaussianNoised, RandRotate90d, ToTensord
 from torch import nn
 
-from networks.training import Checkpoints, EpochSampler, FiniteAverage, Repeatable, SeededDataset, StepGuard
+from networks.training import (
+    Checkpoints,
+    EpochSampler,
+    FiniteAverage,
+    Repeatable,
+    SeededDataset,
+    StepGuard,
+    WeightAverage,
+)
 from networks.training.steps import poly_schedule
 from transforms import replacing
 
@@ -44,7 +52,7 @@ class Slow:
 
 
 def train(
-    folder: Path, workers: int = 0, seconds: float = 0.0, batch: int = BATCH, **options: Any
+    folder: Path, workers: int = 0, seconds: float = 0.0, batch: int = BATCH, decay: float | None = None, **options: Any
 ) -> SupervisedTrainer:
     """A small training with everything random that the bundles have: order, transforms, dropout; and batch norms."""
     torch.manual_seed(SEED)
@@ -75,8 +83,10 @@ def train(
             *(torch.stack([item[key] for item in output]) for key in ("pred", "label"))
         )
     )
+    average = None if decay is None else WeightAverage(network, decay)
+    validated = average.network if average else network
     evaluator = SupervisedEvaluator(
-        "cpu", DataLoader(data[:3], batch_size=1), network, key_val_metric={"val_loss": val_metric},
+        "cpu", DataLoader(data[:3], batch_size=1), validated, key_val_metric={"val_loss": val_metric},
         metric_cmp_fn=operator.lt,
     )  # fmt: skip
     trainer = SupervisedTrainer(
@@ -84,11 +94,13 @@ def train(
         train_handlers=[
             Repeatable(SEED, sampler),
             StepGuard(network),
+            *([average] if average else []),
             LrScheduleHandler(schedule, epoch_level=False, print_lr=False),
             ValidationHandler(1, evaluator),
         ],
     )  # fmt: skip
-    checkpoints = Checkpoints(folder, network, optimizer, schedule, replacing, metrics=metric, **options)
+    more = {"trained": network, "average": average} if average else None
+    checkpoints = Checkpoints(folder, validated, optimizer, schedule, replacing, metrics=metric, more=more, **options)
     trainer.add_event_handler(Events.COMPLETED, lambda: (folder / "done").touch())
     checkpoints.attach(trainer, evaluator)
     trainer.add_event_handler(Events.STARTED, lambda: (folder / "started").touch())
@@ -120,7 +132,8 @@ def in_a_process(*arguments: Any, kill_after: float | None = None, number: int =
 
 def weights(folder: Path, name: str) -> dict[str, Any]:
     content = torch.load(folder / name, weights_only=True)
-    return content if name == "model.pt" else {key: content[key] for key in ("model", "optimizer", "lr_scheduler")}
+    kept = ("model", "optimizer", "lr_scheduler", "trained", "average")
+    return content if name == "model.pt" else {key: content[key] for key in kept if key in content}
 
 
 def same(first: Any, second: Any) -> bool:
@@ -272,6 +285,29 @@ def test_a_run_goes_on_from_any_step(step: int, whole: Path, tmp_path: Path) -> 
     assert (position["epoch"], position["step"]) == divmod(step, 6)
     train(tmp_path, resume=True)
     assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.parametrize("step", [1, 7, 12, 17])
+def test_averaged_weights_go_on_from_any_step(step: int, tmp_path: Path) -> None:
+    """`model.pt` holds the average; `last.pt` that, the weights that are trained, and how many steps it is of."""
+    options = {"decay": 0.8}
+    train(tmp_path / "whole", **options)
+
+    class Stops(Repeatable):
+        def start_step(self, engine: Any) -> None:
+            if engine.state.iteration == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            super().start_step(engine)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "Repeatable", Stops)
+        train(tmp_path / "stopped", **options)
+    last = weights(tmp_path / "stopped", "last.pt")
+    assert last["average"] == {"steps": step}
+    assert same(last["model"], last["trained"]) == (step == 1)
+    train(tmp_path / "stopped", resume=True, **options)
+    assert_same_end(tmp_path / "stopped", tmp_path / "whole")
+    assert weights(tmp_path / "stopped", "last.pt")["average"] == {"steps": 18}
 
 
 class FailsOnce:
