@@ -47,6 +47,16 @@ def anchor(case: str) -> str:
     return f"case-{''.join(plain)}"
 
 
+class Dot(NamedTuple):
+    """Something with a cost and a score, and the ends of the score's interval, NaN where there is none."""
+
+    name: str
+    cost: float
+    score: float
+    low: float
+    high: float
+
+
 def box_plot(title: str, values: Mapping[str, Sequence[tuple[str, float]]], prefix: str) -> str:
     """Box plots of (case, value) of each class, each case a point that links to it; empty where there is no value.
 
@@ -130,6 +140,46 @@ def scatter_plot(title: str, points: Sequence[Point], prefix: str) -> str:
     below = 0.5 + (0.2 + 0.17 * ((classes + 1) // 2) if classes > 1 else 0.0)
     tall = below + 3.1
     return _svg(draw, (3.7, tall), (0.6 / 3.7, below / tall, 3.0 / 3.7, 3.0 / tall), prefix)
+
+
+def cost_plot(cost: str, score: str, dots: Sequence[Dot], prefix: str) -> str:
+    """Scores over costs, each with its interval and its name; costs on a logarithmic scale.
+
+    Example:
+        >>> "<svg" in cost_plot("GMAC", "IoU %", [Dot("CMUNeXt-S", 1.0, 70.0, 68.0, 72.0)], "c")
+        True
+    """
+    spread = [end for dot in dots for end in (dot.score, dot.low, dot.high) if not np.isnan(end)]
+    margin = 0.08 * (max(spread) - min(spread)) or 1.0
+    lowest, highest = min(spread) - margin, max(spread) + margin
+    left, right = min(dot.cost for dot in dots) / 1.6, max(dot.cost for dot in dots) * 1.6
+    width, tall = 5.6, 3.7
+
+    def draw(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.set_xlim(left, right)
+        axes.set_ylim(lowest, highest)
+        axes.set_xlabel(cost, parse_math=False)
+        axes.set_ylabel(score, parse_math=False)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if right / left < 30 else "")
+        taken: list[tuple[float, float, float]] = []
+        for dot in sorted(dots, key=lambda one: (-one.score, one.name)):
+            if not np.isnan(dot.low):
+                axes.plot([dot.cost, dot.cost], [dot.low, dot.high], color=COLOUR, linewidth=1.6, alpha=0.6)
+            axes.plot([dot.cost], [dot.score], marker="o", markersize=6, color=COLOUR)
+            # in inches: beside the point, on the side that has room, below names that are there already
+            across = 4.6 * np.log(dot.cost / left) / np.log(right / left)
+            up = 3.0 * (dot.score - lowest) / (highest - lowest)
+            length = 0.075 * len(_short(dot.name)) + 0.1
+            start = across + 0.1 if across + length < 4.7 else across - length
+            while any(abs(up - other) < 0.16 and start < end and begin < start + length for begin, end, other in taken):
+                up -= 0.02
+            taken.append((start, start + length, up))
+            place = (start / 4.6, up / 3.0)
+            axes.text(*place, _short(dot.name), transform=axes.transAxes, va="center", fontsize=8, parse_math=False)
+
+    return _svg(draw, (width, tall), (0.7 / width, 0.55 / tall, 4.6 / width, 3.0 / tall), prefix)
 
 
 def _short(name: str) -> str:
