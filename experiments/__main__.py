@@ -9,12 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bundles.configurations import settings_of
 from bundles.run import one_line
 from experiments.page import write_table
 from experiments.plan import read_plan
 from experiments.runner import Runner, steps, submit
 from experiments.table import tabulate
 from transforms import check_output, log_warnings
+
+FILE_HELP = "YAML, see docs/experiments.md; further settings are overrides of all its cells: --pretrained FILE"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command(name: str, about: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=about, description=about[0].upper() + about[1:])
-        added.add_argument("file", type=Path, metavar="FILE", help="YAML, see docs/experiments.md")
+        added.add_argument("file", type=Path, metavar="FILE", help=FILE_HELP)
         added.add_argument("--scale", metavar="NAME", help="one of the file's scales, small for instance")
         return added
 
@@ -35,11 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     running.add_argument("--cluster", choices=["slurm", "local"], help="of submitit (slurm where it is)")
     tabling = command("table", "the table of what is finished: Markdown, CSV and a page in the file's output folder")
     tabling.add_argument("--measure", action="store_true", help="measure latency and memory again")
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     log_warnings()
     try:
-        plan = read_plan(options.file, options.scale)
+        overrides = settings_of(rest)
+        plan = read_plan(options.file, options.scale, overrides)
         if options.command == "table":
             table = tabulate(plan, options.measure)
             print(write_table(plan.output, table))
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         check_output(plan.output)
         if options.launcher == "submitit":
-            return 0 if submit(plan, options.scale, cluster=options.cluster) else 1
+            return 0 if submit(plan, overrides, cluster=options.cluster) else 1
         runner = Runner(plan)
         done = runner.run()
         return 130 if runner.stopped else 0 if done else 1

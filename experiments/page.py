@@ -57,14 +57,21 @@ it</a></nav>
 <td>{{ mean }}<span>{{ ends }}</span></td><td>{{ change }}<span>{{ change_ends }}</span><span>{{ p }}</span></td>
 {% endfor %}</tr>
 {% endfor %}
-{% for row in part.section.published %}
-<tr><th scope="row">{{ row.name }}</th><td></td>
-{% for metric in part.section.metrics %}<td>{{ row.values.get(metric, "") }}</td><td></td>{% endfor %}</tr>
+</tbody></table></div>
+{% if part.section.published %}
+{% if part.section.published.lines %}
+<div class="scroll" tabindex="0" role="region" aria-label="published, {{ part.title }}"><table>
+<caption>Beside the published rows ({{ part.section.published.protocol }})</caption>
+<thead><tr><th scope="col">network</th>
+{% for head in part.section.published.heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for name, cells in part.section.published.lines %}
+<tr><th scope="row">{{ name }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
-{% if part.section.verdicts %}
+{% endif %}
 <ul>
-{% for line in part.section.verdicts %}
+{% for line in part.section.published.verdicts %}
 <li>{{ line }}</li>
 {% endfor %}
 </ul>
@@ -127,13 +134,12 @@ def markdown(table: Table) -> str:
                 mean, ends, change, change_ends, p = _cells(row, section, metric)
                 cells += [f"{mean} {ends}".strip(), f"{change} {change_ends}".strip(), p.removeprefix("p ")]
             body.append(cells)
-        for published in section.published:
-            cells = [published.name, ""]
-            for metric in section.metrics:
-                cells += [published.values.get(metric, ""), "", ""]
-            body.append(cells)
         lines += _grid(heads, body)
-        lines += ["", *(f"- {line}" for line in section.verdicts)] if section.verdicts else []
+        if (published := section.published) is not None:
+            if published.lines:
+                beside = [f"published ({published.protocol})", *published.heads]
+                lines += ["", *_grid(beside, [[name, *cells] for name, cells in published.lines])]
+            lines += ["", *(f"- {line}" for line in published.verdicts)]
         if costs := _costs(section):
             lines += ["", *_grid(["network", *COST_HEADS], [[name, *cells] for name, cells in costs])]
     return "\n".join([*lines, "", *(f"- {note}." for note in _all_notes(table)), ""])

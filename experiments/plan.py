@@ -138,12 +138,13 @@ class Plan:
         return replace(self, cells=self.cells[int(found[1]) - 1 :: int(found[2])])
 
 
-def read_plan(file: str | Path, scale: str | None = None) -> Plan:
+def read_plan(file: str | Path, scale: str | None = None, overrides: Mapping[str, Any] | None = None) -> Plan:
     """The plan in a YAML file.
 
     Args:
         file: its path.
         scale: one of those that it has under `scales`; what stands there replaces what the file says.
+        overrides: settings of all cells besides those in the file.
 
     Raises:
         InputError: when the file cannot be read, or says something that cannot be.
@@ -161,7 +162,9 @@ def read_plan(file: str | Path, scale: str | None = None) -> Plan:
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"is no YAML ({' '.join(str(error).split())})", path=path) from error
     try:
-        return _plan(path, _at_scale(content, scale), scale)
+        content = _at_scale(content, scale)
+        content["overrides"] = _mapping(content.get("overrides") or {}, "overrides") | dict(overrides or {})
+        return _plan(path, content, scale)
     except InputError as error:
         line = str(error)
         raise error if line.startswith(str(path)) else InputError(line, path=path) from error

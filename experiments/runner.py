@@ -381,11 +381,11 @@ class Job:
     """One cell as a job of submitit: pickled there, run wherever the queue starts it.
 
     Args:
-        file, scale: of the plan.
+        file, scale, overrides: of the plan.
     """
 
-    def __init__(self, file: Path, scale: str | None) -> None:
-        self.file, self.scale = file, scale
+    def __init__(self, file: Path, scale: str | None, overrides: Mapping[str, Any]) -> None:
+        self.file, self.scale, self.overrides = file, scale, dict(overrides)
         self.runner: Runner | None = None
 
     def __call__(self, name: str) -> None:
@@ -393,7 +393,7 @@ class Job:
 
         from experiments.plan import read_plan
 
-        plan = read_plan(self.file, self.scale)
+        plan = read_plan(self.file, self.scale, self.overrides)
         self.runner = Runner(replace(plan, cells=tuple(cell for cell in plan.cells if cell.name == name)))
         if not self.runner.run():
             raise RuntimeError(self.runner.failures.get(name) or f"stopped by {self.runner.stopped}")
@@ -404,15 +404,17 @@ class Job:
 
         if self.runner is not None:
             self.runner.stop()
-        return submitit.helpers.DelayedSubmission(Job(self.file, self.scale), name)
+        return submitit.helpers.DelayedSubmission(Job(self.file, self.scale, self.overrides), name)
 
 
-def submit(plan: Plan, scale: str | None, say: Callable[[str], None] = print, cluster: str | None = None) -> bool:
+def submit(
+    plan: Plan, overrides: Mapping[str, Any], say: Callable[[str], None] = print, cluster: str | None = None
+) -> bool:
     """Sends each cell that is not finished to Slurm through submitit, and waits for them.
 
     Args:
         plan: `submitit` are parameters of the jobs: timeout_min, gpus_per_node, cpus_per_task, slurm_partition …
-        scale: of the plan.
+        overrides: that the plan was read with.
         say: takes each line for people.
         cluster: "local" starts them all at once on this machine; None takes Slurm where it is.
 
@@ -435,17 +437,16 @@ def submit(plan: Plan, scale: str | None, say: Callable[[str], None] = print, cl
         executor.update_parameters(**{"name": plan.output.name, "timeout_min": 1440, **plan.submitit})
     except (NameError, ValueError, TypeError) as error:
         raise InputError(f"submitit: {' '.join(str(error).split())}", path=plan.file) from error
-    jobs = dict(
-        zip(waiting, executor.map_array(Job(plan.file.resolve(), scale), waiting) if waiting else [], strict=True)
-    )
-    for name, job in jobs.items():
-        say(f"job {job.job_id}: {name}")
+    job = Job(plan.file.resolve(), plan.scale, overrides)
+    jobs = dict(zip(waiting, executor.map_array(job, waiting) if waiting else [], strict=True))
+    for name, sent in jobs.items():
+        say(f"job {sent.job_id}: {name}")
     failures: dict[str, str] = {}
     while jobs:
-        for name, job in list(jobs.items()):
-            if job.done():
+        for name, sent in list(jobs.items()):
+            if sent.done():
                 del jobs[name]
-                if failed := job.exception():
+                if failed := sent.exception():
                     line = next((word for word in reversed(str(failed).splitlines()) if word.strip()), "no word of it")
                     failures[name] = line.strip().removeprefix("RuntimeError: ")
                 say(f"{'failed' if name in failures else 'finished'}: {name} ({len(jobs)} left)")

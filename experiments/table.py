@@ -6,6 +6,7 @@ another selection. The order of the file's entries changes nothing.
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,8 @@ from bundles.configurations import SEPARATOR, leaves
 from evaluation.compare import COMPARED, Difference, check_alike, difference, holm, values_of
 from evaluation.intervals import FEW_CASES, Mean
 from evaluation.results import read_results
-from evaluation.scores import METRICS, Results, Summary
+from evaluation.scores import DISTANCES, METRICS, Results
+from evaluation.tables import plus_minus
 from experiments.cost import Cost, input_of, measured
 from experiments.plan import Cell, External, Plan
 from experiments.runner import history, is_trained, steps
@@ -79,10 +81,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Published:
-    """A published row, and what it says of ours."""
+    """Ours and the published rows under the protocol of the paper, which need not be that of the other columns."""
 
-    name: str
-    values: Mapping[str, str]
+    protocol: str
+    heads: tuple[str, ...]
+    lines: tuple[tuple[str, tuple[str, ...]], ...]
+    verdicts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,7 @@ class Section:
     cases: int
     rows: tuple[Row, ...]
     rules: Mapping[str, str]
-    published: tuple[Published, ...] = ()
-    verdicts: tuple[str, ...] = ()
+    published: Published | None
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -266,7 +269,7 @@ def _section(
             name if several or name not in costs else name.partition("/")[2],
             of_row[name][0].external,
             len(of_row[name]),
-            sum(cell.row == name for cell in cells) or len(of_row[name]),
+            sum(cell.row == name for cell in cells) or len({cell.fold for cell in cells}),
             numbers[name],
             costs.get(name),
             *_training(of_row[name]),
@@ -276,12 +279,12 @@ def _section(
     first, (_, _, more) = SHOWN[kind][0], COMPARED[kind][SHOWN[kind][0]]
     rows.sort(key=lambda row: (-_mean(row, first) if more else _mean(row, first), row.name))
     strict = summary.protocols.get("strict") or next(iter(summary.protocols.values()))
-    published, verdicts = _published(plan, data, of_row) if not target else ((), ())
     cases = len({case for one in scored for case in one.results.summary.labels})
     selections = {str(one.run["selection"]) for one in scored if not one.external}
     return Section(
         data, target, kind, strict.distance_unit, plan.baseline if base else "", next(iter(selections), "not stated"),
-        cases, tuple(rows), {name: protocol.rules for name, protocol in summary.protocols.items()}, published, verdicts,
+        cases, tuple(rows), {name: protocol.rules for name, protocol in summary.protocols.items()},
+        None if target else _published(plan, data, of_row),
     )  # fmt: skip
 
 
@@ -315,13 +318,9 @@ def over_cells(values: Iterable[float | None]) -> Mean:
 
 def _means(metric: str, scored: Sequence[Scored]) -> list[float | None]:
     """Each cell's mean over its cases, under the first protocol that has the metric."""
-    return [_mean_of(one.results.summary, metric) for one in scored]
-
-
-def _mean_of(summary: Summary, metric: str, protocol: str | None = None) -> float | None:
-    found = [one.mean[metric].mean for name, one in summary.protocols.items()
-             if metric in one.mean and protocol in (None, name)]  # fmt: skip
-    return found[0] if found else None
+    of = [[protocol.mean[metric].mean for protocol in one.results.summary.protocols.values() if metric in protocol.mean]
+          for one in scored]  # fmt: skip
+    return [found[0] for found in of]
 
 
 def _against(metric: str, kind: str, own: Sequence[Scored], base: Sequence[Scored]) -> Difference | None:
@@ -361,41 +360,66 @@ def _training(scored: Sequence[Scored]) -> tuple[float | None, int | None, float
 # The published rows
 
 
-def _published(
-    plan: Plan, data: str, rows: Mapping[str, Sequence[Scored]]
-) -> tuple[tuple[Published, ...], tuple[str, ...]]:
-    """The rows as they are published, and what the first of them and ours say of each other."""
-    said = plan.published.get(data)
+def _published(plan: Plan, data: str, rows: Mapping[str, Sequence[Scored]]) -> Published | None:
+    """Our rows and the published ones, and what the first of them and its repetition say of each other."""
     verdicts = []
     for one in (one for row in rows.values() for one in row if plan.expected and not one.external):
         low, high = plan.expected["score"]
         score = (one.run.get("best") or {}).get("score", math.nan)
         inside = "inside" if low <= round(score, 4) <= high else "outside"
         verdicts.append(f"{one.row}: {score:.4f} is {inside} what is expected, {low} … {high}: {plan.expected['of']}")
+    said = plan.published.get(data)
     if said is None:
-        return (), tuple(verdicts)
-    listed = tuple(Published(name, {metric: _value(values, metric) for metric in values if not metric.endswith("_sd")})
-                   for name, values in said["rows"].items())  # fmt: skip
-    row = next((name for name in rows if said["row"] in (name, name.partition("/")[2])), None)
+        return Published("", (), (), tuple(verdicts)) if verdicts else None
+    protocol = said["protocol"]
+    metrics = list(dict.fromkeys(key.removesuffix("_sd") for values in said["rows"].values() for key in values))
+    titles = {metric: METRICS.get(metric, "HD95 voxels" if metric == "hd95" else metric) for metric in metrics}
+    ours = {
+        name: {metric: _under(metric, protocol, scored) for metric in metrics} for name, scored in sorted(rows.items())
+    }
+    lines = [(name, tuple(plus_minus(found[metric].mean, found[metric].sd) for metric in metrics))
+             for name, found in ours.items()]  # fmt: skip
+    lines += [
+        (name, tuple(plus_minus(values.get(m), values.get(f"{m}_sd")) if m in values else "" for m in metrics))
+        for name, values in said["rows"].items()
+    ]
+    row = next((name for name in ours if said["row"] in (name, name.partition("/")[2])), None)
+    values = next(iter(said["rows"].values()))
+    if drawn := _drawn_splits(Path(data)):
+        verdicts.append(f"the splits were drawn here ({drawn}) as the published were, and are not those lists")
     if plan.scale:
         verdicts.append(f"no verdict: the scale {plan.scale!r} is not the published recipe")
     elif row is None:
         verdicts.append(f"no verdict: {said['row']} is not finished")
     else:
-        name, values = next(iter(said["rows"].items()))
-        for metric in (metric for metric in values if not metric.endswith("_sd")):
-            means = [_mean_of(one.results.summary, metric, said["protocol"]) for one in rows[row]]
-            factor = 1 if metric.startswith("hd95") else 100
-            ours = over_cells([None if mean is None else factor * mean for mean in means])
-            title = METRICS.get(metric, COMPARED["volumes"].get(metric, (metric,))[0])
-            verdicts.append(f"{title}, {said['protocol']}: {verdict(ours, values[metric], values.get(f'{metric}_sd'))}")
-        verdicts[-1] += f" ({name})"
-    return listed, tuple(verdicts)
+        verdicts += [f"{titles[metric]}: {verdict(ours[row][metric], values[metric], values.get(f'{metric}_sd'))}"
+                     for metric in metrics if metric in values]  # fmt: skip
+    return Published(protocol, tuple(titles.values()), tuple(lines), tuple(verdicts))
 
 
-def _value(values: Mapping[str, float], metric: str) -> str:
-    sd = values.get(f"{metric}_sd")
-    return f"{values[metric]:.2f}" if sd is None else f"{values[metric]:.2f} ± {sd:.2f}"
+def _drawn_splits(data: Path) -> str:
+    """How `python -m prepare` drew the splits of a folder; nothing where they were given, or it does not say."""
+    try:
+        splits = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["splits"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f"seed {splits.get('seed')}" if isinstance(splits, dict) else ""
+
+
+def _under(metric: str, protocol: str, scored: Sequence[Scored]) -> Mean:
+    """One metric of a row under one protocol over its cells, in per cent or voxels.
+
+    Raises:
+        InputError: when the protocol has no such metric.
+    """
+    values = []
+    for one in scored:
+        protocols = one.results.summary.protocols
+        if protocol not in protocols or metric not in protocols[protocol].mean:
+            raise InputError(f"published: no {metric} under {protocol!r}", remedy=f"there are {', '.join(protocols)}")
+        mean = protocols[protocol].mean[metric].mean
+        values.append(None if mean is None else mean * (1 if metric in DISTANCES else 100))
+    return over_cells(values)
 
 
 def verdict(ours: Mean, published: float, published_sd: float | None) -> str:
