@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -143,43 +144,33 @@ def scatter_plot(title: str, points: Sequence[Point], prefix: str) -> str:
 
 
 def cost_plot(cost: str, score: str, dots: Sequence[Dot], prefix: str) -> str:
-    """Scores over costs, each with its interval and its name; costs on a logarithmic scale.
+    """Scores over costs, each with its interval and its name, which should be short; costs on a logarithmic scale.
 
     Example:
-        >>> "<svg" in cost_plot("GMAC", "IoU %", [Dot("CMUNeXt-S", 1.0, 70.0, 68.0, 72.0)], "c")
+        >>> "<svg" in cost_plot("GMAC", "IoU %", [Dot("1", 1.0, 70.0, 68.0, 72.0)], "c")
         True
     """
-    spread = [end for dot in dots for end in (dot.score, dot.low, dot.high) if not np.isnan(end)]
-    margin = 0.08 * (max(spread) - min(spread)) or 1.0
-    lowest, highest = min(spread) - margin, max(spread) + margin
-    left, right = min(dot.cost for dot in dots) / 1.6, max(dot.cost for dot in dots) * 1.6
-    width, tall = 5.6, 3.7
 
     def draw(axes: Axes) -> None:
         axes.set_xscale("log")
+        left, right = min(dot.cost for dot in dots) / 1.6, max(dot.cost for dot in dots) * 1.6
         axes.set_xlim(left, right)
-        axes.set_ylim(lowest, highest)
+        axes.margins(y=0.08)
         axes.set_xlabel(cost, parse_math=False)
         axes.set_ylabel(score, parse_math=False)
+        decades = range(math.floor(math.log10(left)), math.ceil(math.log10(right)))
+        ticks = [step * 10.0**power for power in decades for step in (1, 2, 5)]
+        axes.set_xticks([tick for tick in ticks if left <= tick <= right])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if right / left < 30 else "")
-        taken: list[tuple[float, float, float]] = []
-        for dot in sorted(dots, key=lambda one: (-one.score, one.name)):
-            if not np.isnan(dot.low):
+        axes.xaxis.set_minor_formatter(lambda value, _: "")
+        for dot in dots:
+            if not math.isnan(dot.low):
                 axes.plot([dot.cost, dot.cost], [dot.low, dot.high], color=COLOUR, linewidth=1.6, alpha=0.6)
             axes.plot([dot.cost], [dot.score], marker="o", markersize=6, color=COLOUR)
-            # in inches: beside the point, on the side that has room, below names that are there already
-            across = 4.6 * np.log(dot.cost / left) / np.log(right / left)
-            up = 3.0 * (dot.score - lowest) / (highest - lowest)
-            length = 0.075 * len(_short(dot.name)) + 0.1
-            start = across + 0.1 if across + length < 4.7 else across - length
-            while any(abs(up - other) < 0.16 and start < end and begin < start + length for begin, end, other in taken):
-                up -= 0.02
-            taken.append((start, start + length, up))
-            place = (start / 4.6, up / 3.0)
-            axes.text(*place, _short(dot.name), transform=axes.transAxes, va="center", fontsize=8, parse_math=False)
+            axes.annotate(_short(dot.name), (dot.cost, dot.score), (6, 4), textcoords="offset points", parse_math=False)
 
-    return _svg(draw, (width, tall), (0.7 / width, 0.55 / tall, 4.6 / width, 3.0 / tall), prefix)
+    width, tall = 4.8, 3.5
+    return _svg(draw, (width, tall), (0.7 / width, 0.55 / tall, 3.9 / width, 2.8 / tall), prefix)
 
 
 def _short(name: str) -> str:

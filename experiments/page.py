@@ -51,8 +51,8 @@ it</a></nav>
 <thead><tr><th scope="col">network</th><th scope="col">cells</th>
 {% for head in part.heads %}<th scope="col">{{ head }}</th><th scope="col">difference</th>{% endfor %}</tr></thead>
 <tbody>
-{% for name, cells, numbers in part.lines %}
-<tr><th scope="row">{{ name }}</th><td>{{ cells }}</td>
+{% for name, marks, cells, numbers in part.lines %}
+<tr><th scope="row">{{ name }}{% if marks %}<span>{{ marks }}</span>{% endif %}</th><td>{{ cells }}</td>
 {% for mean, ends, change, change_ends, p in numbers %}
 <td>{{ mean }}<span>{{ ends }}</span></td><td>{{ change }}<span>{{ change_ends }}</span><span>{{ p }}</span></td>
 {% endfor %}</tr>
@@ -88,6 +88,7 @@ it</a></nav>
 </tbody></table></div>
 {% endif %}
 {% if part.plot %}
+<p class="soft">Accuracy over cost; the points have the numbers of the rows.</p>
 <figure class="fit" aria-label="{{ part.heads[0] }} over GMAC">{{ part.plot | safe }}</figure>
 {% endif %}
 {% endfor %}
@@ -129,7 +130,8 @@ def markdown(table: Table) -> str:
             heads += [section.header(metric), "difference", "p (Holm)"]
         body = []
         for row in section.rows:
-            cells = [_name(row, section), f"{row.cells}/{row.of}"]
+            marks = _marks(row, section)
+            cells = [f"{row.label} ({marks})" if marks else row.label, f"{row.cells}/{row.of}"]
             for metric in section.metrics:
                 mean, ends, change, change_ends, p = _cells(row, section, metric)
                 cells += [f"{mean} {ends}".strip(), f"{change} {change_ends}".strip(), p.removeprefix("p ")]
@@ -185,17 +187,19 @@ def page(table: Table) -> str:
     """The table as a page, with a plot of accuracy over cost for each data set."""
     parts = []
     for number, section in enumerate(table.sections, 1):
+        metrics = section.metrics
         lines = [
-            (_name(row, section), f"{row.cells}/{row.of}", [_cells(row, section, metric) for metric in section.metrics])
-            for row in section.rows
-        ]
+            (f"{place}. {row.label}", _marks(row, section), f"{row.cells}/{row.of}",
+             [_cells(row, section, metric) for metric in metrics])
+            for place, row in enumerate(section.rows, 1)
+        ]  # fmt: skip
         parts.append(
             {
                 "id": f"s{number}",
                 "title": _title(section),
                 "section": section,
                 "baseline": _baseline(section),
-                "heads": [section.header(metric) for metric in section.metrics],
+                "heads": [section.header(metric) for metric in metrics],
                 "lines": lines,
                 "costs": _costs(section),
                 "plot": _plot(section, f"s{number}"),
@@ -209,16 +213,16 @@ def page(table: Table) -> str:
 
 
 def _plot(section: Section, prefix: str) -> str:
-    """Over multiply-accumulates; rows whose cost is not known are not on it."""
+    """Over multiply-accumulates, by the numbers of the rows; those whose cost is not known are not on it."""
     metric = section.metrics[0]
     factor = COMPARED[section.kind][metric][1]
     dots = []
-    for row in section.rows:
+    for place, row in enumerate(section.rows, 1):
         mean, cost = row.numbers[metric].over_cells, row.cost
         if mean.mean is None or cost is None or not cost.macs:
             continue
         ends = (math.nan, math.nan) if mean.sd is None else (mean.mean - mean.sd, mean.mean + mean.sd)
-        dots.append(Dot(row.label, cost.macs / 1e9, factor * mean.mean, *(factor * end for end in ends)))
+        dots.append(Dot(str(place), cost.macs / 1e9, factor * mean.mean, *(factor * end for end in ends)))
     return cost_plot("GMAC of one image", f"{section.header(metric)}, mean ± sd", dots, prefix) if dots else ""
 
 
@@ -226,11 +230,9 @@ def _title(section: Section) -> str:
     return f"{section.data}, zero-shot on {section.target}" if section.target else section.data
 
 
-def _name(row: Row, section: Section) -> str:
-    marks = [
-        word for word, applies in (("external", row.external), ("baseline", row.name == section.baseline)) if applies
-    ]
-    return f"{row.label} ({', '.join(marks)})" if marks else row.label
+def _marks(row: Row, section: Section) -> str:
+    said = (("external", row.external), ("baseline", row.name == section.baseline))
+    return ", ".join(word for word, applies in said if applies)
 
 
 def _baseline(section: Section) -> str:

@@ -366,7 +366,7 @@ def clock(seconds: float) -> str:
 
     Example:
         >>> clock(42), clock(600), clock(7800), clock(200_000)
-        ('42 s', '10 min', '2 h 10 min', '2 d 8 h')
+        ('42 s', '10 min', '2 h 10 min', '2 d 7 h')
     """
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -284,7 +284,7 @@ def _section(
     return Section(
         data, target, kind, strict.distance_unit, plan.baseline if base else "", next(iter(selections), "not stated"),
         cases, tuple(rows), {name: protocol.rules for name, protocol in summary.protocols.items()},
-        None if target else _published(plan, data, of_row),
+        None if target else _published(plan, data, {row.name: row.label for row in rows}, of_row),
     )  # fmt: skip
 
 
@@ -360,7 +360,9 @@ def _training(scored: Sequence[Scored]) -> tuple[float | None, int | None, float
 # The published rows
 
 
-def _published(plan: Plan, data: str, rows: Mapping[str, Sequence[Scored]]) -> Published | None:
+def _published(
+    plan: Plan, data: str, labels: Mapping[str, str], rows: Mapping[str, Sequence[Scored]]
+) -> Published | None:
     """Our rows and the published ones, and what the first of them and its repetition say of each other."""
     verdicts = []
     for one in (one for row in rows.values() for one in row if plan.expected and not one.external):
@@ -377,7 +379,7 @@ def _published(plan: Plan, data: str, rows: Mapping[str, Sequence[Scored]]) -> P
     ours = {
         name: {metric: _under(metric, protocol, scored) for metric in metrics} for name, scored in sorted(rows.items())
     }
-    lines = [(name, tuple(plus_minus(found[metric].mean, found[metric].sd) for metric in metrics))
+    lines = [(labels[name], tuple(plus_minus(found[metric].mean, found[metric].sd) for metric in metrics))
              for name, found in ours.items()]  # fmt: skip
     lines += [
         (name, tuple(plus_minus(values.get(m), values.get(f"{m}_sd")) if m in values else "" for m in metrics))

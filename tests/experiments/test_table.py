@@ -204,7 +204,7 @@ def test_published_rows_stand_beside_ours_with_a_verdict(make_plan: MakePlan, tm
     published = tabulate(plan).sections[0].published
     assert published is not None
     assert published.heads == ("IoU %", "F1 %")
-    assert [name for name, _ in published.lines] == ["recipe/BasicUNet", "recipe/CMUNeXt", "paper", "other"]
+    assert [name for name, _ in published.lines] == ["BasicUNet", "CMUNeXt", "paper", "other"]
     assert published.lines[2:] == (("paper", ("70.00 ± 30.00", "")), ("other", ("", "5.00")))
     (line,) = published.verdicts
     assert "(2 runs) is inside the published 70.00 ± 30.00; the published mean is outside ours" in line
