@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -447,10 +448,15 @@ def submit(
             if sent.done():
                 del jobs[name]
                 if failed := sent.exception():
-                    line = next((word for word in reversed(str(failed).splitlines()) if word.strip()), "no word of it")
-                    failures[name] = line.strip().removeprefix("RuntimeError: ")
+                    failures[name] = _reason(str(failed))
                 say(f"{'failed' if name in failures else 'finished'}: {name} ({len(jobs)} left)")
         time.sleep(LOOK)
     for name, line in failures.items():
         say(f"failed: {name}: {line}")
     return not failures
+
+
+def _reason(text: str) -> str:
+    """The error in what submitit says of a job that failed: a traceback, and where its logs lie."""
+    errors = re.findall(r"^[\w.]*(?:Error|Exception): (.+)$", text, re.MULTILINE)
+    return errors[-1] if errors else " ".join(text.split())[-LONGEST:]

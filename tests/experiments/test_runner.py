@@ -235,26 +235,48 @@ def test_words_for_people(tmp_path: Path) -> None:
     assert last_line(tmp_path / "none") == ""
 
 
-@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
-def test_jobs_of_submitit_run_the_commands(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+submitted = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
+
+
+@pytest.fixture
+def one_cell(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the file of a single cell says; its processes find this checkout."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     entry = {"recipe": {"bundle": "cmunext_busi", "data": str(data / "busi")}}
+    return content(tmp_path, bundles=entry, folds=[1], networks={"CMUNeXt": TINY["CMUNeXt"]}, baseline="CMUNeXt")
+
+
+@submitted
+def test_jobs_of_submitit_say_why_they_failed(
+    one_cell: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "plan.yaml"
-    said = content(tmp_path, bundles=entry, folds=[1], networks={"CMUNeXt": TINY["CMUNeXt"]}, baseline="CMUNeXt")
-    file.write_text(yaml.safe_dump(said))
-    assert main(["run", str(file), "--launcher", "submitit", "--cluster", "local", "--batch_size", "4"]) == 0
+    file.write_text(yaml.safe_dump(one_cell | {"zero_shot": {"other": "nowhere"}}))
+    command = ["run", str(file), "--launcher", "submitit", "--cluster", "local"]
+    assert main(command) == 1
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("job ")
-    assert printed[1] == "finished: recipe/CMUNeXt/fold1-seed41 (0 left)"
+    assert printed[1] == "failed: recipe/CMUNeXt/fold1-seed41 (0 left)"
+    assert "recipe/CMUNeXt/fold1-seed41: " in printed[2]
+    assert "nowhere: no such folder" in printed[2]
+    file.write_text(yaml.safe_dump(one_cell | {"submitit": {"gpus": 1}}))
+    assert main(command) == 1
+    assert "plan.yaml: submitit: " in capsys.readouterr().err
+
+
+@submitted
+@pytest.mark.soak
+def test_jobs_of_submitit_run_the_commands(
+    one_cell: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump(one_cell))
+    assert main(["run", str(file), "--launcher", "submitit", "--cluster", "local", "--batch_size", "4"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "finished: recipe/CMUNeXt/fold1-seed41 (0 left)"
     cell = read_plan(file, overrides={"batch_size": 4}).cells[0]
     assert steps(cell) == []
     assert {log.name for log in (cell.folder / "logs").iterdir()} == {"training.txt", "evaluating.txt"}
-    file.write_text(yaml.safe_dump(said | {"submitit": {"gpus": 1}, "output": str(tmp_path / "other")}))
-    assert main(["run", str(file), "--launcher", "submitit", "--cluster", "local"]) == 1
-    assert "plan.yaml: submitit: " in capsys.readouterr().err
 
 
 @pytest.mark.soak
