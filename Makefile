@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SCAN := $(wildcard networks/selective_scan/*.c networks/selective_scan/*.h)
 
-.PHONY: demo busi reproduce test test-lowest soak lint sanitize bench clean
+.PHONY: demo reproduce-paper reproduce test test-lowest soak lint sanitize bench clean
 
 $(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt $(SCAN)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \
@@ -35,21 +35,21 @@ demo: $(INSTALLED)
 	$(call demo,vmunet_synapse,synapse,raw/img,64,20)
 	@echo "Demo data, not patient data. In results/demo/*: metrics.csv, summary.json, overview.png and predictions/"
 
-# CMUNeXt's recipe on each of the three BUSI splits, then mean ± sd beside the published row. BUSI_OPTIONS are overrides.
-BUSI_DATA := data/busi
-BUSI_RESULT := results/busi
-BUSI_OPTIONS :=
-FOLDS := 1 2 3
+# A paper's recipe on raw downloads, and the table beside its row. Without RAW the data are prepared already. SCALE=small
+# is for machines without a GPU; SPLITS=DIR holds BUSI's published lists, PRETRAINED=FILE the weights of VMamba.
+PAPERS := cmunext vmunet-isic vmunet-isic18 vmunet-synapse
+PREPARE_cmunext = busi $(SPLITS:%=--split-files %)
+PREPARE_vmunet-isic = isic --year 2017
+PREPARE_vmunet-isic18 = isic --year 2018
+PREPARE_vmunet-synapse = synapse
+PAPER_OPTIONS = experiments/papers/$(PAPER).yaml $(SCALE:%=--scale %) $(PRETRAINED:%=--pretrained %)
 
-busi: $(INSTALLED)
-	set -e; for fold in $(FOLDS); do \
-		options="--fold $$fold --dataset_dir $(BUSI_DATA) --ckpt_dir $(BUSI_RESULT)/fold$$fold \
-			--log_dir $(BUSI_RESULT)/fold$$fold/runs --output_dir $(BUSI_RESULT)/fold$$fold $(BUSI_OPTIONS)"; \
-		$(MONAI_RUN) training --config_file bundles/cmunext_busi/configs/train.yaml $$options; \
-		$(MONAI_RUN) evaluating $$options \
-			--config_file "['bundles/cmunext_busi/configs/train.yaml','bundles/cmunext_busi/configs/evaluate.yaml']"; \
-	done
-	$(BIN)/python -m evaluation.folds $(FOLDS:%=$(BUSI_RESULT)/fold%) --output $(BUSI_RESULT)/folds.json
+reproduce-paper: $(INSTALLED)
+	@test -n "$(filter $(PAPER),$(PAPERS))" || { echo "name a paper, and where the download lies unless it is prepared:" \
+		"make reproduce-paper PAPER=$$(echo $(PAPERS) | tr ' ' '|') RAW=DIR"; exit 1; }
+	$(if $(RAW),$(BIN)/python -m prepare $(PREPARE_$(PAPER)) --raw "$(RAW)")
+	$(BIN)/python -m experiments run $(PAPER_OPTIONS)
+	$(BIN)/python -m experiments table $(PAPER_OPTIONS)
 
 # make reproduce RUN=DIR repeats the training whose run.json lies there, and compares the weights.
 reproduce: $(INSTALLED)

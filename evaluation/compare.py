@@ -104,11 +104,17 @@ def compare(results: Sequence[Results]) -> list[Comparison]:
         raise InputError("a folder is named twice: it would be compared with itself")
     first, *others = results
     for other in others:
-        _check_alike(first, other)
+        check_alike(first, other)
     return [_compare(first, other) for other in others]
 
 
-def _check_alike(first: Results, other: Results) -> None:
+def check_alike(first: Results, other: Results) -> None:
+    """Refuses what cannot be compared.
+
+    Raises:
+        InputError: when the other is of other cases, labels, voxel sizes, classes or rules than the first.
+    """
+
     def refuse(what: str) -> None:
         raise InputError(f"{what} than {first.folder}", path=other.folder, remedy="evaluate both alike")
 
@@ -149,8 +155,8 @@ def _some(cases: set[str]) -> str:
     return ", ".join(names[:SHOWN]) + f" … ({len(names)} cases)" * (len(names) > SHOWN)
 
 
-def _values(results: Results, metric: str, structure: str) -> dict[str, float]:
-    """By case, of the strict protocol where there are several; NaN also for a distance in another unit than most."""
+def values_of(results: Results, metric: str, structure: str) -> dict[str, float]:
+    """By case, of the strict protocol where there are several; NaN too for a distance in another unit than most."""
     unit = _unit(results)
     return {
         row.case: math.nan
@@ -174,11 +180,11 @@ def _compare(first: Results, other: Results) -> Comparison:
     for metric, (_, _, more) in COMPARED[kind].items():
         found = []
         for structure in classes:
-            before, after = (_values(results, metric, structure) for results in (first, other))
+            before, after = (values_of(results, metric, structure) for results in (first, other))
             both = [case for case in before if not math.isnan(before[case]) and not math.isnan(after[case])]
             undefined += sum(math.isnan(before[case]) != math.isnan(after[case]) for case in before)
             change = np.array([after[case] - before[case] for case in both])
-            found.append(_difference(metric, structure, change, more))
+            found.append(difference(metric, structure, change, more))
             if metric == next(iter(COMPARED[kind])):
                 changes += [Change(case, structure, before[case], after[case]) for case in both]
         differences += _holm(found)
@@ -192,7 +198,13 @@ def _compare(first: Results, other: Results) -> Comparison:
     return Comparison(*names, kind, _unit(first), tuple(differences), tuple(changes), undefined, notes)
 
 
-def _difference(metric: str, structure: str, change: np.ndarray, more: bool) -> Difference:
+def difference(metric: str, structure: str, change: np.ndarray, more: bool) -> Difference:
+    """What the changes of single cases come to; `more` where more is better.
+
+    Example:
+        >>> difference("dice", "liver", np.array([0.1, 0.1, 0.1]), more=True).better
+        3
+    """
     mean = spread(change.tolist())
     p = None
     if change.any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -45,6 +46,16 @@ def anchor(case: str) -> str:
     """
     plain = (letter if letter.isalnum() and letter.isascii() else f"_{ord(letter):x}_" for letter in case)
     return f"case-{''.join(plain)}"
+
+
+class Dot(NamedTuple):
+    """Something with a cost and a score, and the ends of the score's interval, NaN where there is none."""
+
+    name: str
+    cost: float
+    score: float
+    low: float
+    high: float
 
 
 def box_plot(title: str, values: Mapping[str, Sequence[tuple[str, float]]], prefix: str) -> str:
@@ -130,6 +141,36 @@ def scatter_plot(title: str, points: Sequence[Point], prefix: str) -> str:
     below = 0.5 + (0.2 + 0.17 * ((classes + 1) // 2) if classes > 1 else 0.0)
     tall = below + 3.1
     return _svg(draw, (3.7, tall), (0.6 / 3.7, below / tall, 3.0 / 3.7, 3.0 / tall), prefix)
+
+
+def cost_plot(cost: str, score: str, dots: Sequence[Dot], prefix: str) -> str:
+    """Scores over costs, each with its interval and its name, which should be short; costs on a logarithmic scale.
+
+    Example:
+        >>> "<svg" in cost_plot("GMAC", "IoU %", [Dot("1", 1.0, 70.0, 68.0, 72.0)], "c")
+        True
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.set_xscale("log")
+        left, right = min(dot.cost for dot in dots) / 1.6, max(dot.cost for dot in dots) * 1.6
+        axes.set_xlim(left, right)
+        axes.margins(y=0.08)
+        axes.set_xlabel(cost, parse_math=False)
+        axes.set_ylabel(score, parse_math=False)
+        decades = range(math.floor(math.log10(left)), math.ceil(math.log10(right)))
+        ticks = [step * 10.0**power for power in decades for step in (1, 2, 5)]
+        axes.set_xticks([tick for tick in ticks if left <= tick <= right])
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: "")
+        for dot in dots:
+            if not math.isnan(dot.low):
+                axes.plot([dot.cost, dot.cost], [dot.low, dot.high], color=COLOUR, linewidth=1.6, alpha=0.6)
+            axes.plot([dot.cost], [dot.score], marker="o", markersize=6, color=COLOUR)
+            axes.annotate(_short(dot.name), (dot.cost, dot.score), (6, 4), textcoords="offset points", parse_math=False)
+
+    width, tall = 4.8, 3.5
+    return _svg(draw, (width, tall), (0.7 / width, 0.55 / tall, 3.9 / width, 2.8 / tall), prefix)
 
 
 def _short(name: str) -> str:

@@ -27,7 +27,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   overflow-wrap: normal; white-space: nowrap; }
 th[scope=row], th:first-child, .text { text-align: left; } caption { text-align: left; font-weight: 600; }
-td span { display: block; color: var(--soft); font-size: .85rem; }
+td span, th span { display: block; font-weight: normal; color: var(--soft); font-size: .85rem; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; max-width: 100%; overflow-x: auto; }
 svg { max-width: max(100%, 36rem); height: auto; } .fit svg { max-width: 100%; }
 svg a:hover, svg a:focus { opacity: .6; }

@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "evaluation": {"transforms"},
     "prepare": {"transforms"},
     "bundles": {"networks", "transforms", "evaluation"},
+    "experiments": {"bundles", "networks", "transforms", "evaluation"},
 }
 
 

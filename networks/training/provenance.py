@@ -162,7 +162,13 @@ class Origin:
         files = [self.path, *(other.path for other in self.others)]
         return {"run": self.run_id or "", "sha256": " ".join(_sha256(str(file)) for file in files)}
 
-    def check(self, settings: Mapping[str, Any], items: Iterable[Mapping[str, Any]] = (), force: bool = False) -> None:
+    def check(
+        self,
+        settings: Mapping[str, Any],
+        items: Iterable[Mapping[str, Any]] = (),
+        force: bool = False,
+        other_data: bool = False,
+    ) -> None:
         """Compares what is asked for now with the run.
 
         Args:
@@ -170,12 +176,13 @@ class Origin:
             items: what is to be evaluated. Files are known by their content: those that the run trained on, and those
                 that it had not meant to be tested on.
             force: go on with a warning.
+            other_data: the items are of another data set than the run's, and so none of its test part.
 
         Raises:
             ValueError: naming the difference.
         """
         for other in self.others:
-            other.check(settings, items, force)
+            other.check(settings, items, force, other_data)
         if not self.path.is_file():
             # loading it says what is wrong
             return
@@ -199,7 +206,8 @@ class Origin:
                 self._object(f"the run of {self.path} was trained on {file}, which is to be evaluated", force)
                 break
         else:
-            if file := next((file for file, sha256 in asked if sha256 not in parts["test"]), None):
+            strange = (file for file, sha256 in asked if sha256 not in parts["test"] and not other_data)
+            if file := next(strange, None):
                 self._object(f"{file} is none of the test images of the run of {self.path}", force)
         logger.info(f"{self.path} is of run {self.record['id'][:8]}, selected by {self.selection}")
 
