@@ -96,7 +96,8 @@ function describe(picture) {
   const { state, row, button, note } = picture;
   button.disabled = state !== "done";
   row.className = state;
-  note.textContent = { waiting: "waiting", working: "being segmented …", refused: picture.error }[state] ?? result(picture);
+  const text = { waiting: "waiting", working: "being segmented …", refused: picture.error }[state];
+  note.textContent = text ?? result(picture);
 }
 
 function result(picture) {
@@ -141,8 +142,9 @@ function progress() {
   at("save-all").disabled = open > 0 || done < 2;
   if (!pictures.length) return;
   const failed = pictures.filter(({ state }) => state === "refused").map(({ name, error }) => `${name}: ${error}`);
-  const more = failed.length > 1 ? `, ${failed.length} not, the last of them ${failed.at(-1)}` : `, one not, ${failed[0]}`;
-  say(`${open ? `${done + refused} of ${pictures.length} done …` : `${done} segmented${failed.length ? more : ""}.`}`);
+  const some = failed.length > 1 ? `${failed.length} not, the last of them` : "one not,";
+  const more = failed.length ? `, ${some} ${failed.at(-1)}` : "";
+  say(open ? `${done + refused} of ${pictures.length} done …` : `${done} segmented${more}.`);
 }
 
 // The chosen picture

@@ -63,8 +63,8 @@ function crc32(...parts) {
   return ~sum >>> 0;
 }
 
-// A decoded picture is { width, height, channels, data, notes }: bytes, the channels of a pixel beside each other, 1 or 3;
-// and what had to be guessed.
+// A decoded picture is { width, height, channels, data, notes }: bytes, the 1 or 3 channels of a pixel beside each
+// other, and what had to be guessed.
 
 function checkSize(width, height) {
   if (!width || !height) throw new Refused("it has no pixels");
@@ -149,7 +149,9 @@ async function decodePng(bytes) {
     else if (kind === "acTL" && (viewOf(content).getUint32(0) !== 1 || packed.length)) {
       throw new Refused("it holds several pictures; save each in a file of its own");
     } else if (kind === "iTXt" && isAt(content, 0, "XML:com.adobe.xmp\0")) xmp = content;
-    else if (/^[tz]TXt|iTXt$/.test(kind) && isAt(content, 0, "Raw profile type exif\0")) oldExif = [kind, content];
+    else if (["tEXt", "zTXt", "iTXt"].includes(kind) && isAt(content, 0, "Raw profile type exif\0")) {
+      oldExif = [kind, content];
+    }
     place = end + 4;
   }
   if (!header) throw new Refused(`it has no header; ${COPY_AGAIN}`);
@@ -181,7 +183,7 @@ async function decodePng(bytes) {
         for (let c = 0; c < stored; c++, from++, to++) {
           if (bits === 8) samples[to] = lines[line + from];
           else if (bits === 16) samples[to] = (lines[line + 2 * from] << 8) | lines[line + 2 * from + 1];
-          else samples[to] = (lines[line + ((from * bits) >> 3)] >> (8 - bits - ((from * bits) & 7))) & ((1 << bits) - 1);
+          else samples[to] = packedSample(lines, line, from, bits);
         }
       }
     }
@@ -189,6 +191,11 @@ async function decodePng(bytes) {
   }
   const picture = { width, height, ...pngColours(samples, bits, colour, palette) };
   return upright(picture, orientationOf(exif, xmp));
+}
+
+/** One of several samples in a byte, the first in the highest bits. */
+function packedSample(bytes, start, index, bits) {
+  return (bytes[start + ((index * bits) >> 3)] >> (8 - bits - ((index * bits) & 7))) & ((1 << bits) - 1);
 }
 
 /** Undoes the filter of each line, in place. */
@@ -220,7 +227,7 @@ function pngColours(samples, bits, colour, palette) {
   if (colour === 3) {
     const data = new Uint8Array(3 * count);
     for (let i = 0; i < count; i++) {
-      if (!palette || 3 * samples[i] + 2 >= palette.length) throw new Refused(`its palette is too short; ${COPY_AGAIN}`);
+      if (!(3 * samples[i] + 2 < palette?.length)) throw new Refused(`its palette is too short; ${COPY_AGAIN}`);
       for (let c = 0; c < 3; c++) data[3 * i + c] = palette[3 * samples[i] + c];
     }
     return { channels: 3, data, notes: [] };
@@ -280,8 +287,7 @@ function decodeBmp(bytes) {
     for (let x = 0; x < width; x++, to += 3) {
       let from = line + (x * bits) / 8;
       if (bits < 24) {
-        const index = (bytes[Math.floor(from)] >> (8 - bits - ((x * bits) & 7))) & ((1 << bits) - 1);
-        from = colours + 4 * index;
+        from = colours + 4 * packedSample(bytes, line, x, bits);
         if (from + 4 > start) throw new Refused(`its palette is too short; ${COPY_AGAIN}`);
       }
       for (let c = 0; c < 3; c++) data[to + c] = bytes[from + 2 - c];
@@ -354,7 +360,7 @@ async function decodeWebp(bytes) {
       if (kind === "VP8X") {
         if (chunk[8] & 0x02) throw new Refused("it holds several pictures; save each in a file of its own");
         chunk[8] &= 0x10;
-        size = [1 + (chunk[12] | (chunk[13] << 8) | (chunk[14] << 16)), 1 + (chunk[15] | (chunk[16] << 8) | (chunk[17] << 16))];
+        size = [12, 15].map((from) => 1 + (chunk[from] | (chunk[from + 1] << 8) | (chunk[from + 2] << 16)));
       } else if (kind === "VP8L") {
         const number = viewOf(content).getUint32(1, true);
         size ??= [1 + (number & 0x3fff), 1 + ((number >> 14) & 0x3fff)];
@@ -545,7 +551,8 @@ const STEPS = {
 function networkInput(picture, steps) {
   let image = picture;
   for (const step of steps) image = step.step === "read" ? planes(image, step.mode) : STEPS[step.step](image, step);
-  const data = image.table ? Float32Array.from(image.data, (value) => image.table[value]) : Float32Array.from(image.data);
+  const meant = image.table ? (value) => image.table[value] : (value) => value;
+  const data = Float32Array.from(image.data, meant);
   return { ...image, data };
 }
 

@@ -309,12 +309,17 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rgb.save(folder / f"turned {number}.jpg", exif=exif, quality=95)
     rgb.save(folder / "turned.png", exif=exif)
     rgb.save(folder / "turned.webp", exif=exif, lossless=True)
-    written = PngImagePlugin.PngInfo()
     raw = exif.tobytes()
-    written.add_text("Raw profile type exif", f"\nexif\n{len(raw):8}\n{raw.hex()}\n", zip=True)
-    rgb.save(folder / "turned as older programs say.png", pnginfo=written)
+    for packed in (False, True):
+        written = PngImagePlugin.PngInfo()
+        written.add_text("Raw profile type exif", f"\nexif\n{len(raw):8}\n{raw.hex()}\n", zip=packed)
+        rgb.save(folder / f"turned as older programs say{' packed' * packed}.png", pnginfo=written)
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     rgb.save(folder / "turned by XMP.jpg", xmp=xmp, quality=95)
+    rgb.save(folder / "turned by XMP.webp", xmp=xmp, lossless=True)
+    written = PngImagePlugin.PngInfo()
+    written.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    rgb.save(folder / "turned by XMP.png", pnginfo=written)
     options: dict[str, dict[str, Any]] = {"png": {}, "jpg": {"quality": 95}, "webp": {"lossless": True}}
     for suffix, more in options.items():
         rgb.save(folder / f"profile.{suffix}", icc_profile=profile(), **more)
@@ -409,7 +414,8 @@ def agreement(found: np.ndarray, labels: np.ndarray, numbers: Sequence[int]) -> 
 @in_browser
 @pytest.mark.parametrize("model", ["vmunet_isic", "classes"])
 def test_pictures_of_every_kind_are_read_as_in_python(model: str, masks: Masks, models: Models, kinds: Path) -> None:
-    files = sorted(kinds.iterdir())
+    # all of them once
+    files = sorted(kinds.iterdir())[:: 1 if model == "vmunet_isic" else 6]
     found, lines, rows = masks(model, files)
     predictor = models(model)[1]
     numbers = [0, 128, 300] if model == "classes" else [0, 255]
@@ -424,8 +430,9 @@ def test_pictures_of_every_kind_are_read_as_in_python(model: str, masks: Masks, 
             (row,) = (row for row in rows if (row["image"], row["class"]) == (file.name, name))
             assert int(row["pixels"]) == (found[file.stem] == numbers[index]).sum()
             assert float(row["percent"]) == pytest.approx(100 * int(row["pixels"]) / labels.size, abs=0.006)
-    assert sum(0.1 < share < 0.9 for share in foreground) > 0.8 * len(files)
-    assert lines["16 bits to 4095 png.png"].endswith("; 16 bits, no value above 4095: taken for 12 bits")
+    assert sum(0.1 < share < 0.9 for share in foreground) > 0.7 * len(files)
+    if model == "vmunet_isic":
+        assert lines["16 bits to 4095 png.png"].endswith("; 16 bits, no value above 4095: taken for 12 bits")
 
 
 @in_browser
@@ -501,6 +508,27 @@ def test_what_cannot_be_read_rightly_is_said_and_the_others_go_on(masks: Masks, 
     for name, (_, line) in broken.items():
         assert lines[name] == line, name
     assert found.keys() == {"rgb", "grey"}
+
+
+@in_browser
+def test_a_browser_that_changes_pixels_is_noticed(browser: Any, models: Models, kinds: Path, tmp_path: Path) -> None:
+    changed = """
+        const context = OffscreenCanvasRenderingContext2D.prototype;
+        const read = context.getImageData;
+        context.getImageData = function (...words) {
+            const image = read.apply(this, words);
+            image.data[40] ^= 1;
+            return image;
+        };
+    """
+    text = models("vmunet_isic")[0].read_text()
+    (tmp_path / "page.html").write_text(text.replace('id="worker">', f'id="worker">{changed}'))
+    with opened(browser, tmp_path / "page.html") as tab:
+        segment(tab, [kinds / "rgb png.png", kinds / "grey jpg.jpg", kinds / "24 bmp.bmp"])
+        first, second, third = tab.locator("#list span").all_inner_texts()
+    assert second == "this browser changes the pixels that pages read; save it as PNG"
+    assert first == third
+    assert first.startswith("lesion")
 
 
 @in_browser
