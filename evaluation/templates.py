@@ -40,6 +40,7 @@ summary.pair { display: flex; gap: .4rem; } summary.pair img { width: 50%; min-w
 .card:has(details[open]) { grid-column: 1 / -1; } details[open] img { width: 100%; height: auto; max-width: 40rem; }
 .tables { display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: flex-start; } .tables .scroll { max-width: 100%; }
 .tables th, .tables td, .card th, .card td { padding: .2rem .4rem; }
+.card th, .card td { padding: .2rem .25rem; font-size: .85rem; }
 .card th { white-space: normal; } .card thead th { vertical-align: bottom; }
 @media (max-width: 30rem) { th, td { padding: .2rem .3rem; font-size: .85rem; } th { white-space: normal; }
   td span { font-size: .75rem; } }

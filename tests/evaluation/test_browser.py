@@ -59,6 +59,9 @@ def test_it_is_read_anywhere(name: str, browser: Any, pages: dict[str, Path]) ->
         assert said == []
         wide = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
         assert page.evaluate(wide) <= size["width"]
+        cut = "[...document.querySelectorAll('.card .scroll')].filter(one => one.scrollWidth > one.clientWidth).length"
+        # a long name beside four metrics is scrolled, and shows it
+        assert page.evaluate(cut) <= ("images" in name)
         broken = "[...document.images].filter(one => one.naturalWidth === 0).length"
         assert page.evaluate("document.images.length") >= 5
         assert page.evaluate(broken) == 0
