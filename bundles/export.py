@@ -197,13 +197,26 @@ def settings_of_run(origin: Origin, parser: ConfigParser) -> dict[str, Any]:
     if isinstance(label_map := settings.get("label_map"), Mapping):
         # JSON has no numbers as keys
         settings["label_map"] = {int(key) if str(key).isdecimal() else key: one for key, one in label_map.items()}
-    definition = given.get("network_def")
-    if isinstance(definition, Mapping):
-        arguments = {name: value for name, value in definition.items() if name != "_target_"}
-        package, _, name = str(definition.get("_target_")).partition(".")
-        if package == "networks" and name in networks.__all__ and _is_data(arguments):
-            settings["network_def"] = dict(definition)
+    if (definition := _network_of_run(origin, parser)) != parser.get("network_def"):
+        settings["network_def"] = definition
     return settings
+
+
+def _network_of_run(origin: Origin, parser: ConfigParser) -> Any:
+    """The run's network_def, from where ever it was given, if it is one of this project's networks.
+
+    Its arguments are data, or what this configuration says too. Of another one it is this configuration's own.
+    """
+    own = parser.get("network_def")
+    run = (origin.record.get("configuration") or {}).get("network_def")
+    if not isinstance(run, Mapping):
+        return own
+    arguments = {name: value for name, value in run.items() if name != "_target_"}
+    known = own if isinstance(own, Mapping) else {}
+    package, _, name = str(run.get("_target_")).partition(".")
+    plain_ones = {name: value for name, value in arguments.items() if name not in known or known[name] != value}
+    fits = package == "networks" and name in networks.__all__ and _is_data(plain_ones)
+    return dict(run) if fits else own
 
 
 def _is_data(value: Any) -> bool:

@@ -351,6 +351,19 @@ def test_what_cannot_be_exported_is_said_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_runs_network_is_taken_wherever_it_was_given(trained: Trained) -> None:
+    folder, _ = trained("cmunext_busi")
+    run = json.loads((folder / "run.json").read_text())
+    parser = read_bundle(find_configuration("cmunext_busi"))
+    own = parser["network_def"]
+    # by --network_def#_target_, or in an overlay
+    run["configuration"]["network_def"] = {**own, "_target_": "networks.cmunext_s", "dims": [4, 8, 8, 8, 8]}
+    origin = type("Origin", (), {"record": run})()
+    assert bundles.export.settings_of_run(origin, parser)["network_def"] == run["configuration"]["network_def"]
+    run["configuration"]["network_def"] = own
+    assert "network_def" not in bundles.export.settings_of_run(origin, parser)
+
+
 def test_a_runs_record_executes_nothing(trained: Trained, options: Options, tmp_path: Path) -> None:
     """Only settings that are plain data, and this project's networks, are taken from run.json."""
     folder, _ = trained("cmunext_busi")
@@ -366,7 +379,8 @@ def test_a_runs_record_executes_nothing(trained: Trained, options: Options, tmp_
         {**OWN["cmunext_busi"], "_mode_": "debug"},
         "$print()",
     ):
-        run["overrides"] = {"network_def": definition, "image_size": "$print()"}
+        run["overrides"] = {"image_size": "$print()"}
+        run["configuration"]["network_def"] = definition
         run["settings"] = {"classes": ["@device"]}
         assert bundles.export.settings_of_run(origin, parser) == {}
 
