@@ -30,7 +30,7 @@ class WeightAverage:
         >>> trained = nn.Linear(1, 1)
         >>> average = WeightAverage(trained, decay=0.9)
         >>> average.update()
-        >>> torch.equal(average.network.weight, trained.weight)  # one step has no others to be averaged with
+        >>> bool(average.network.weight == trained.weight)  # one step has no others to be averaged with
         True
     """
 
