@@ -211,13 +211,13 @@ def _run_built(build: Callable[..., Callable[[], Any]], *arguments: Any) -> None
     _built(build, *arguments)()
 
 
-def peak_memory(work: Callable[[Any], Any], argument: Any) -> float:
+def peak_memory(work: Callable[[Any], Any], argument: Any, processes: int = 3) -> float:
     """MiB that `work(argument)` adds at its peak to a process that has imported everything it needs (Linux).
 
-    The least of three processes, since the allocator's placement adds up to a tenth by chance.
+    The least of several processes, since the allocator's placement adds up to a tenth by chance.
     """
     found = []
-    for _ in range(3):
+    for _ in range(processes):
         with _process() as process:
             found.append(process.submit(_added_memory, work, argument).result())
     return min(found)

@@ -185,7 +185,7 @@ def _memory(one: Input, device: torch.device, run: Callable[[], None]) -> float 
         run()
         return torch.cuda.max_memory_allocated() / 2**20
     try:
-        return peak_memory(_build_and_run, one)
+        return peak_memory(_build_and_run, one, processes=1)
     except (OSError, StopIteration):
         return None
 

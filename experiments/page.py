@@ -45,7 +45,7 @@ it</a></nav>
 <main>
 {% for part in parts %}
 <h2 id="{{ part.id }}">{{ part.title }}</h2>
-<p class="soft">{{ part.section.cases }} cases. Models selected by: {{ part.section.selection }}.
+<p class="soft">{{ part.cases }}. Models selected by: {{ part.section.selection }}.
 {% if part.section.baseline %}Baseline: {{ part.baseline }}.{% endif %}</p>
 <div class="scroll" tabindex="0" role="region" aria-label="accuracy, {{ part.title }}"><table>
 <thead><tr><th scope="col">network</th><th scope="col">cells</th>
@@ -124,7 +124,7 @@ def markdown(table: Table) -> str:
     for section in table.sections:
         baseline = f" Baseline: {_baseline(section)}." if section.baseline else ""
         lines += ["", f"## {_title(section)}", "",
-                  f"{section.cases} cases. Models selected by: {section.selection}.{baseline}", ""]  # fmt: skip
+                  f"{_cases(section)}. Models selected by: {section.selection}.{baseline}", ""]  # fmt: skip
         heads = ["network", "cells"]
         for metric in section.metrics:
             heads += [section.header(metric), "difference", "p (Holm)"]
@@ -199,6 +199,7 @@ def page(table: Table) -> str:
                 "title": _title(section),
                 "section": section,
                 "baseline": _baseline(section),
+                "cases": _cases(section),
                 "heads": [section.header(metric) for metric in metrics],
                 "lines": lines,
                 "costs": _costs(section),
@@ -233,6 +234,10 @@ def _title(section: Section) -> str:
 def _marks(row: Row, section: Section) -> str:
     said = (("external", row.external), ("baseline", row.name == section.baseline))
     return ", ".join(word for word, applies in said if applies)
+
+
+def _cases(section: Section) -> str:
+    return f"{section.cases} case{'s' * (section.cases != 1)}"
 
 
 def _baseline(section: Section) -> str:
@@ -286,7 +291,11 @@ def _all_notes(table: Table) -> list[str]:
     why = {row.label: row.cost.why for section in table.sections for row in section.rows if row.cost and row.cost.why}
     notes += [f"no MACs of {name}: {reason}" for name, reason in sorted(why.items())]
     if facts := table.machine:
-        what = facts.get("gpu") if facts["device"] == "cuda" else f"{facts['cpu']}, {facts['threads']} threads"
+        what = (
+            facts.get("gpu")
+            if facts["device"] == "cuda"
+            else f"{facts['cpu']}, {facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+        )
         load = "" if facts.get("load") is None else f", load of the machine {facts['load']}"
         notes.append(
             f"latency and memory: one image, {what}, torch {facts['torch']}, all networks in one run in turns on"

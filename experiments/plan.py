@@ -120,7 +120,7 @@ class Plan:
     output: Path
     cells: tuple[Cell, ...]
     scale: str | None
-    baseline: str
+    baselines: Mapping[str, str]
     external: tuple[External, ...]
     published: Mapping[str, Mapping[str, Any]]
     expected: Mapping[str, Any]
@@ -205,7 +205,6 @@ def _plan(file: Path, content: dict[str, Any], scale: str | None) -> Plan:
         raise InputError("names no bundle to train", remedy="bundles: {NAME: {bundle: cmunext_busi, data: FOLDER}}")
     # a whole table is there early: all rows on one fold before the next fold
     cells.sort(key=lambda cell: (_order(cell.fold), _order(cell.seed), cell.row))
-    rows = sorted({cell.row for cell in cells})
     external = tuple(
         _external(_name(name), said, sorted({cell.data for cell in cells}))
         for name, said in sorted(_mapping(content.get("external") or {}, "external").items())
@@ -215,7 +214,7 @@ def _plan(file: Path, content: dict[str, Any], scale: str | None) -> Plan:
         Path(expanded(output)),
         tuple(cells),
         scale,
-        _row(content.get("baseline"), rows),
+        _baselines(content.get("baseline"), cells),
         external,
         published,
         _expected(content.get("expected")),
@@ -362,17 +361,24 @@ def _expected(said: Any) -> Mapping[str, Any]:
     return entry
 
 
-def _row(word: Any, rows: Sequence[str]) -> str:
-    """The row that a word names, BUNDLE/NETWORK, or one of both where that is clear; the first where none is named."""
-    if word is None:
-        if len(rows) == 1:
-            return rows[0]
-        raise InputError("names no baseline", remedy=f"say baseline: one of {', '.join(rows)}")
-    found = [row for row in rows if row == word] or [row for row in rows if str(word) in row.split("/")]
-    if len(found) != 1:
-        fact = f"baseline: {word}: {'several rows have it' if found else 'no such row'}"
-        raise InputError(fact, remedy=f"there are {', '.join(rows)}")
-    return found[0]
+def _baselines(word: Any, cells: Sequence[Cell]) -> dict[str, str]:
+    """Of each data set the row that a word names: BUNDLE/NETWORK, or one of both where that is clear."""
+    found: dict[str, str] = {}
+    for data in sorted({cell.data for cell in cells}):
+        rows = sorted({cell.row for cell in cells if cell.data == data})
+        fitting = [row for row in rows if row == word] or [row for row in rows if str(word) in row.split("/")]
+        if word is None and len(rows) == 1:
+            fitting = rows
+        if word is None and len(rows) > 1:
+            raise InputError("names no baseline", remedy=f"say baseline: one of {', '.join(rows)}")
+        if len(fitting) > 1:
+            raise InputError(f"baseline: {word}: several rows have it", remedy=f"say one of {', '.join(fitting)}")
+        if fitting:
+            found[data] = fitting[0]
+    if not found:
+        rows = sorted({cell.row for cell in cells})
+        raise InputError(f"baseline: {word}: no such row", remedy=f"there are {', '.join(rows)}")
+    return found
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

@@ -251,10 +251,11 @@ def _section(
     names = sorted({one.row for one in scored})
     several = len({cell.bundle for cell in cells}) > 1
     of_row = {name: sorted((one for one in scored if one.row == name), key=_place) for name in names}
-    base = of_row.get(plan.baseline, [])
+    baseline = plan.baselines.get(data, "")
+    base = of_row.get(baseline, [])
     numbers: dict[str, dict[str, Number]] = {name: {} for name in names}
     for metric in SHOWN[kind]:
-        factor_of = {name: _against(metric, kind, of_row[name], base) for name in names if name != plan.baseline}
+        factor_of = {name: _against(metric, kind, of_row[name], base) for name in names if name != baseline}
         tested = {name: found for name, found in factor_of.items() if found is not None}
         ranked = sorted(name for name in tested if tested[name].p is not None)
         corrected = dict(zip(ranked, holm([tested[name].p or 0.0 for name in ranked]), strict=True))
@@ -282,7 +283,7 @@ def _section(
     cases = len({case for one in scored for case in one.results.summary.labels})
     selections = {str(one.run["selection"]) for one in scored if not one.external}
     return Section(
-        data, target, kind, strict.distance_unit, plan.baseline if base else "", next(iter(selections), "not stated"),
+        data, target, kind, strict.distance_unit, baseline if base else "", next(iter(selections), "not stated"),
         cases, tuple(rows), {name: protocol.rules for name, protocol in summary.protocols.items()},
         None if target else _published(plan, data, {row.name: row.label for row in rows}, of_row),
     )  # fmt: skip
@@ -461,7 +462,9 @@ def _notes(plan: Plan, sections: Sequence[Section], finished: Sequence[Cell]) ->
             " or seeds than the others; differences are over the cells that both have"
         )
     if missing := sorted({section.data for section in sections if not section.baseline}):
-        notes.append(f"the baseline {plan.baseline} has no finished cell on {', '.join(missing)}: no differences")
+        notes.append(
+            f"no differences on {', '.join(missing)}: no cell of the baseline is finished, or none has its name"
+        )
     few = [section.cases for section in sections if section.cases < FEW_CASES]
     if few:
         notes.append(f"with fewer than {FEW_CASES} cases ({min(few)} here) intervals over cases are too narrow")

@@ -39,6 +39,12 @@ def test_cells_are_networks_by_recipes_folds_and_seeds(make_plan: MakePlan, tmp_
     }
 
 
+def test_each_data_set_has_its_baseline(make_plan: MakePlan) -> None:
+    recipes = {name: {"bundle": "cmunext_busi", "data": name, "networks": {name: None, **TINY}} for name in "ab"}
+    assert make_plan(bundles=recipes).baselines == {"a": "a/BasicUNet", "b": "b/BasicUNet"}
+    assert make_plan(bundles=recipes, baseline="b/CMUNeXt").baselines == {"b": "b/CMUNeXt"}
+
+
 def test_channels_can_be_said_and_left_out(make_plan: MakePlan) -> None:
     networks = {"A": {"_target_": "a.B", "in_channels": 1, "out_channels": None}}
     (cell,) = make_plan(networks=networks, folds=[1], baseline="A").cells
@@ -76,6 +82,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"overrides": {"max_epoch": 3}}, "--max_epoch: no such setting; did you mean --max_epochs?"),
     ({"overrides": {"batch_size": 0}}, "--batch_size 0: expected a whole number above 0"),
     ({"overrides": {"resume": True}}, "resume is not for a file of experiments to say"),
+    (
+        {"bundles": {name: {"bundle": "cmunext_busi", "data": "d"} for name in "ab"}},
+        "baseline: BasicUNet: several rows",
+    ),
     ({"budget": {"hours": 3}}, "budget: hours: not known"),
     ({"budget": {"minutes": -1}}, "expected a number above 0"),
     ({"folds": [1, 1]}, "a fold or a seed is named twice"),
