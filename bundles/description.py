@@ -78,7 +78,7 @@ def describe(parser: ConfigParser) -> dict[str, Any]:
 
 def _evaluated(parser: ConfigParser, place: str) -> dict[str, Any]:
     """The arguments of a component, expressions computed."""
-    given = [name for name in parser[place] if name not in ("_target_", "keys")]
+    given = [name for name in parser[place] if name != "keys" and not name.startswith("_")]
     return {name: parser.get_parsed_content(f"{place}::{name}") for name in given}
 
 

@@ -116,10 +116,15 @@ def pack_bundle(
     if missing := [name for name in NEEDS["onnx"] if importlib.util.find_spec(name) is None]:
         raise InputError(f"a pack needs {', '.join(missing)}", remedy=f"pip install {' '.join(missing)}")
     folder = bundle_of(find_configuration(bundle).resolve())
-    metadata = load_configuration(folder / "configs" / "metadata.json")
+    version = load_configuration(folder / "configs" / "metadata.json").get("version")
+    if not isinstance(version, str):
+        raise InputError("says no version", path=folder / "configs" / "metadata.json")
+    if (folder / "scripts").is_dir():
+        remedy = "name a bundle whose code is this project's"
+        raise InputError("has code of its own in scripts, a pack for instance has", path=folder, remedy=remedy)
     path = Path(output)
     if path.suffix != ".zip":
-        path /= f"{folder.name}_v{metadata['version']}.zip"
+        path /= f"{folder.name}_v{version}.zip"
     check_output(path.parent)
     network, parser = trained(bundle, weights, overrides)
     _say(f"network: {type(network).__name__} with the weights of {weights}")

@@ -202,6 +202,17 @@ def test_equal_input_gives_equal_bytes(
     assert (tmp_path / "new/second.zip").read_bytes() == archive(bundle).read_bytes()
 
 
+@pytest.mark.soak
+@each_bundle
+def test_two_processes_write_equal_bytes(bundle: str, evaluated: Packed, tmp_path: Path) -> None:
+    """With the programs in ONNX, whose export takes most of a minute for VM-UNet."""
+    for name in ("first", "second"):
+        typed = ["pack", bundle, "--weights", str(evaluated(bundle) / "model.pt"), "--output", str(tmp_path / name)]
+        subprocess.run([sys.executable, "-m", "bundles", *typed], cwd=ROOT, check=True)
+    first, second = (next((tmp_path / name).iterdir()).read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
 @each_bundle
 def test_configurations_are_resolved(bundle: str, packed: Packed) -> None:
     for file in (packed(bundle) / "configs").glob("*.json"):
@@ -627,3 +638,10 @@ def test_what_cannot_be_packed_is_said_in_one_line(
     assert line in error
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("dist/*"))
+
+
+def test_a_pack_is_not_packed_again(packed: Packed, evaluated: Packed, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, weights = packed("cmunext_busi"), str(evaluated("cmunext_busi") / "model.pt")
+    capsys.readouterr()
+    assert main(["pack", str(folder), "--weights", weights, "--output", str(folder.parent / "again")]) == 1
+    assert "has code of its own in scripts" in capsys.readouterr().err
