@@ -15,7 +15,7 @@ import torch
 from benchmarks import gpu
 from benchmarks.harness import RESULTS, Row, write
 
-CPU_PARTS = ("vmunet", "cmunext", "volume", "loader", "evaluation", "onnx")
+CPU_PARTS = ("vmunet", "cmunext", "volume", "loader", "evaluation", "onnx", "start")
 PARTS = (*CPU_PARTS, "gpu")
 README = Path(__file__).parent / "README.md"
 START, END = "<!-- table -->", "<!-- end of table -->"
