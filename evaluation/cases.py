@@ -184,9 +184,14 @@ def largest_components(labels: NDArray[Any], classes: int) -> NDArray[Any]:
         if box is not None:
             parts, number = ndimage.label(labels[box] == index, neighbours)
             if number > 1:
-                sizes = np.bincount(parts.ravel())
+                sizes = np.zeros(number + 1, np.int64)
+                # NumPy counts in a copy of eight bytes a voxel, so slab by slab
+                for slab in np.array_split(parts, len(parts)):
+                    sizes += np.bincount(slab.ravel(), minlength=number + 1)
                 sizes[0] = 0
-                kept[box][(parts > 0) & (parts != sizes.argmax())] = 0
+                dropped = parts != sizes.argmax()
+                dropped &= parts > 0
+                kept[box][dropped] = 0
     return kept
 
 
