@@ -20,6 +20,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.engines import Workflow
 from monai.utils import ensure_tuple
 
 from bundles.settings import (
@@ -33,6 +34,7 @@ from bundles.settings import (
     with_values,
 )
 from networks.training.log import remember_log
+from networks.training.stopping import of_worker
 from transforms import InputError, check_output, error_chain, log_warnings, printable, shortened
 
 # The folders that a run writes to.
@@ -219,9 +221,7 @@ def one_line(error: BaseException) -> str | None:
                 "batch norms cannot learn from one pixel: give a larger --image_size, or a --batch_size that leaves no"
                 " single image at the end"
             )
-        if "DataLoader worker (pid" in text:
-            return "a process that loads images was killed, there may be no memory left: try --num_workers 0"
-        if line := _of_component(one) or _of_configuration(one) or _of_expression(one):
+        if line := of_worker(one, _engines(one)) or _of_component(one) or _of_configuration(one) or _of_expression(one):
             return line
     return None
 
@@ -277,12 +277,21 @@ def _of_configuration(error: BaseException) -> str | None:
 
 def _sections(error: BaseException) -> list[str]:
     """Those of the configuration of the workflow that raised the error."""
+    workflows = (one for one in _objects(error) if isinstance(one, ConfigWorkflow))
+    return next((list(workflow.parser.get()) for workflow in workflows), [])
+
+
+def _engines(error: BaseException) -> list[Workflow]:
+    """Those that ran when the error was raised."""
+    return [one for one in _objects(error) if isinstance(one, Workflow)]
+
+
+def _objects(error: BaseException) -> Iterator[Any]:
+    """Those whose methods the error came through."""
     trace = error.__traceback__
     while trace is not None:
-        if isinstance(workflow := trace.tb_frame.f_locals.get("self"), ConfigWorkflow):
-            return list(workflow.parser.get())
+        yield trace.tb_frame.f_locals.get("self")
         trace = trace.tb_next
-    return []
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -2,17 +2,17 @@
 
 from evaluation.distances import hd95
 from evaluation.handlers import ImageMetric, ImageReport, MeanLoss, VolumeDice, VolumeReport
-from evaluation.inferers import FileDataset, FileEvaluator, SliceToVolume
+from evaluation.inferers import FileEvaluator, ItemOrReason, SliceToVolume
 from evaluation.metrics import dice
 from evaluation.overlay import save_overview
 from evaluation.predictions import ClassIndicesd, LargestComponentd, Overlays, VolumesTable
 
 __all__ = [
     "ClassIndicesd",
-    "FileDataset",
     "FileEvaluator",
     "ImageMetric",
     "ImageReport",
+    "ItemOrReason",
     "LargestComponentd",
     "MeanLoss",
     "Overlays",

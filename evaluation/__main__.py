@@ -49,7 +49,7 @@ from evaluation.results import (
 )
 from evaluation.scores import ImageScores, Scores, VolumeScores, tolerances_of
 from evaluation.tables import comparison_table, table
-from transforms import BTCV_IDS, SYNAPSE_CLASSES, InputError, check_output, log_warnings
+from transforms import BTCV_IDS, SYNAPSE_CLASSES, InputError, check_output, dashed, log_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def evaluate(options: argparse.Namespace) -> tuple[Scores | None, list[str], dic
     pairs = with_images(pairing.pairs, options.images) if options.images else pairing.pairs
     found = measure_files(pairs, reading, measuring, options.jobs)
     measured = {file: one for file, one in found.items() if isinstance(one, Measured)}
-    failures = {file: one for file, one in found.items() if isinstance(one, str)} | dict(pairing.unmatched)
+    failures = {file: dashed(one) for file, one in found.items() if isinstance(one, str)} | dict(pairing.unmatched)
     if not measured:
         return None, list(failures.values()), {}
     check_levels(measured)
@@ -197,7 +197,7 @@ def compare_main(arguments: Sequence[str]) -> None:
         if options.output:
             print(f"\nwritten: {options.output / COMPARISON_FILE}, {options.output / COMPARISON_PAGE}")
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {dashed(str(error))}")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"compare": compare_main, "assemble": assemble.main}
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 written = ", ".join(str(options.output / name) for name in (METRICS_FILE, SUMMARY_FILE, REPORT))
                 print(f"\nwritten: {written}")
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {dashed(str(error))}")
     if len(failures) == 1:
         sys.exit(f"error: {failures[0]}")
     if failures:

@@ -24,6 +24,7 @@ from transforms import (
     SaveImageVolume,
     VolumeReader,
     check_output,
+    dashed,
     has_suffix,
     list_files,
     read_mask,
@@ -125,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_output(options.output.parent)
         shape = assemble(options.slices, options.reference, options.output, parse_label_map(options.label_map))
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {dashed(str(error))}")
     print(f"written: {options.output}, {shape[0]} slices of {shape[1]} × {shape[2]}")
 
 

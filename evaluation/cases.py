@@ -24,6 +24,7 @@ from evaluation.metrics import (
     overlap,
     overlap_of_masks,
 )
+from transforms import InputError
 
 LabelMap = NDArray[Any] | torch.Tensor
 Status = Literal["computed", "missed", "false alarm", "absent"]
@@ -201,30 +202,30 @@ def class_maps(
     """Both maps as integer arrays.
 
     Raises:
-        ValueError: when a map holds anything but whole numbers 0 … `classes` or the shapes differ; it names the case.
+        InputError: when a map holds anything but whole numbers 0 … `classes` or the shapes differ; it names the case.
 
     Example:
         >>> class_maps(torch.tensor([0.0, 1.0]), np.array([1, 2]), classes=2)
         (array([0, 1], dtype=uint8), array([1, 2]))
     """
-    predicted = _class_indices(prediction, classes, f"{case}: the prediction")
-    true = _class_indices(label, classes, f"{case}: the label")
+    predicted = _class_indices(prediction, classes, case, "the prediction")
+    true = _class_indices(label, classes, case, "the label")
     if predicted.shape != true.shape:
-        raise ValueError(f"{case}: the prediction has shape {predicted.shape}, the label {true.shape}")
+        raise InputError(f"the prediction has shape {predicted.shape}, the label {true.shape}", path=case)
     return predicted, true
 
 
-def _class_indices(values: LabelMap, classes: int, what: str) -> NDArray[Any]:
+def _class_indices(values: LabelMap, classes: int, case: str, what: str) -> NDArray[Any]:
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     low, high = (array.min(), array.max()) if array.size else (math.nan, math.nan)
     if not 0 <= low <= high <= classes:
         found = f"{what} holds values from {low:g} to {high:g}"
-        raise ValueError(f"{found}; with {classes} named classes, 0 to {classes} fit")
+        raise InputError(found, path=case, remedy=f"with {classes} named classes, 0 to {classes} fit")
     if np.issubdtype(array.dtype, np.integer):
         return array
     indices = array.astype(np.uint8 if classes < 256 else np.int64)
     if not np.array_equal(indices, array):
-        raise ValueError(f"{what} holds fractions, not class indices")
+        raise InputError(f"{what} holds fractions, not class indices", path=case)
     return indices
 
 

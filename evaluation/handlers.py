@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluation.cases import TOLERANCE, Measuring, Postprocess, class_maps, largest_components
-from evaluation.inferers import file_of, to_labels
+from evaluation.inferers import FileEvaluator, file_of, to_labels
 from evaluation.intervals import spread
 from evaluation.metrics import Engine as Computing
 from evaluation.metrics import confusions
@@ -38,7 +38,8 @@ PREDICTION_AND_LABEL = from_engine(["pred", "label"])
 class ReportHandler(ABC):
     """Scores every case of an evaluator, and writes and prints the scores when the evaluation is complete.
 
-    With several processes, rank 0 writes, prints and draws, for the cases of all.
+    With several processes, rank 0 writes, prints and draws, for the cases of all. Of a `FileEvaluator` the cases that
+    failed are listed, and a report without any other is not written.
     """
 
     def __init__(
@@ -57,14 +58,19 @@ class ReportHandler(ABC):
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
 
     def start(self, engine: Engine) -> None:
-        self.scores.cases.clear()
-        self.thumbnails.clear()
+        for known in (self.scores.cases, self.scores.failures, self.thumbnails):
+            known.clear()
 
     def collect(self, engine: Engine) -> None:
         output: Any = engine.state.output
         for item in decollate_batch(output) if isinstance(output, Mapping) else output:
             file = file_of(item) or f"case {len(self.scores.cases) + 1} of process {idist.get_rank() + 1}"
-            self.add(file, item)
+            try:
+                self.add(file, item)
+            except Exception as error:
+                if not (isinstance(engine, FileEvaluator) and engine.refuse(error, item)):
+                    raise
+                self.scores.cases.pop(file, None)
 
     @abstractmethod
     def add(self, file: str, item: Mapping[str, Tensor]) -> None:
@@ -78,11 +84,15 @@ class ReportHandler(ABC):
         return labels
 
     def finish(self, engine: Engine) -> None:
+        if isinstance(engine, FileEvaluator):
+            self.scores.failures.update(engine.failures)
+        parts: tuple[dict[str, Any], ...] = (self.scores.cases, self.scores.failures, self.thumbnails)
         if idist.get_world_size() > 1:
-            gathered: Any = idist.all_gather((self.scores.cases, self.thumbnails))
-            for cases, thumbnails in gathered:
-                self.scores.cases.update(cases)
-                self.thumbnails.update(thumbnails)
+            gathered: Any = idist.all_gather(parts)
+            for part, found in ((part, one) for rank in gathered for part, one in zip(parts, rank, strict=True)):
+                part.update(found)
+        if self.scores.failures and not self.scores.cases:
+            return
         summary = self.scores.summary()
         if idist.get_rank() == 0:
             names = self.scores.names()

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import torch
-from monai.data import Dataset, MetaTensor
+from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
 from tqdm import tqdm
 
-from transforms import InputError, error_chain, spline_zoom
+from transforms import InputError, error_chain, printable, spline_zoom
 
 logger = logging.getLogger(__name__)
+
+# So many files are named in one line.
+NAMED = 10
 
 
 def to_labels(logits: Tensor) -> Tensor:
@@ -143,34 +148,41 @@ def _with_probabilities(labels: Tensor, logits: Tensor) -> Tensor:
     return torch.cat([labels, zoomed.clamp(0, 1)], dim=1).to(torch.float16)
 
 
-class FileDataset(Dataset):
-    """MONAI's `Dataset`, whose items say why their file cannot be read instead of ending the run.
+class ItemOrReason:
+    """A transform of one item or, where the item's file is at fault, the reason: {"failure": line, "file": file}.
 
-    Such an item is {"failure": line}. `FileEvaluator` expects it. The DataLoader must have a batch size of 1.
+    `FileEvaluator` expects such items. The DataLoader must have a batch size of 1.
+
+    Args:
+        transform: what reads the item.
 
     Example:
         >>> def read(item):
         ...     raise InputError("no such file", path=item["image"])
-        >>> FileDataset([{"image": "a.png"}], read)[0]
-        {'failure': 'a.png: no such file'}
+        >>> ItemOrReason(read)({"image": "a.png"})
+        {'failure': 'a.png: no such file', 'file': 'a.png'}
     """
 
-    def _transform(self, index: int) -> Any:
+    def __init__(self, transform: Callable[[Any], Any]) -> None:
+        self.transform = transform
+
+    def __call__(self, item: Any) -> Any:
         try:
-            return super()._transform(index)
+            return self.transform(item)
         except Exception as error:
-            if reason := _of_file(error, self.data[index]):
-                return {"failure": reason}
+            if reason := _of_file(error, item):
+                return {"failure": reason, "file": file_of(item) or "a file"}
             raise
 
 
 class FileEvaluator(SupervisedEvaluator):
-    """MONAI's `SupervisedEvaluator` for the files of a folder: one that cannot be read does not stop the rest.
+    """MONAI's `SupervisedEvaluator` for files: one that cannot be read or scored does not stop the rest.
 
-    At the end failures are logged, and `run` raises their number.
+    Handlers see no output for such a file, `[]`; MONAI's own metrics cannot take that. `failures` says of each why. At
+    the end `run` raises, naming them; what handlers have written by then stays.
 
     Example:
-        >>> loader = torch.utils.data.DataLoader([{"failure": "a.png: no such file"}])
+        >>> loader = torch.utils.data.DataLoader([{"failure": "a.png: no such file", "file": "a.png"}])
         >>> FileEvaluator("cpu", loader, torch.nn.Identity()).run()
         Traceback (most recent call last):
         transforms.files.InputError: a.png: no such file
@@ -178,7 +190,7 @@ class FileEvaluator(SupervisedEvaluator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.failures: list[str] = []
+        self.failures: dict[str, str] = {}
 
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
         """Predicts all files.
@@ -192,45 +204,55 @@ class FileEvaluator(SupervisedEvaluator):
         if idist.get_world_size() > 1:
             gathered: Any = idist.all_gather((self.failures, files))
             # rank 0 speaks for all
-            self.failures = [line for lines, _ in gathered for line in lines] if idist.get_rank() == 0 else []
+            self.failures = {file: why for one, _ in gathered for file, why in one.items() if idist.get_rank() == 0}
             files = sum(count for _, count in gathered)
         if not self.failures:
             return
         count = f"{len(self.failures)} of {files} files failed"
-        if len(self.failures) == 1:
-            raise InputError(self.failures[0] if files == 1 else f"{count}: {self.failures[0]}")
-        for failure in self.failures:
-            logger.error(failure)
-        raise InputError(f"{count}; they are listed above, the others are done")
+        reasons = list(self.failures.values())
+        if len(reasons) == 1:
+            raise InputError(reasons[0] if files == 1 else f"{count}: {reasons[0]}")
+        for reason in reasons:
+            logger.error(reason)
+        names = [printable(Path(file).name) for file in self.failures]
+        rest = ", …" if len(names) > NAMED else ""
+        raise InputError(f"{count}: {', '.join(names[:NAMED])}{rest}", remedy="the lines above say why")
+
+    def refuse(self, error: Exception, item: Any) -> bool:
+        """True, and noted, where an error is the fault of the item's file."""
+        reason = _of_file(error, item)
+        if reason:
+            self.failures[file_of(item) or reason] = reason
+        return bool(reason)
 
     def _iteration(self, engine: Any, batchdata: Any) -> Any:
         if "failure" in batchdata:
-            return self._fail(batchdata["failure"][0])
+            self.failures.update(zip(batchdata["file"], batchdata["failure"], strict=True))
+            return []
         try:
             return super()._iteration(engine, batchdata)
         except Exception as error:
-            if reason := _of_file(error, batchdata):
-                return self._fail(reason)
+            if self.refuse(error, batchdata):
+                return []
             raise
-
-    def _fail(self, reason: str) -> list[dict]:
-        self.failures.append(reason)
-        # what handlers get: the outputs of no file
-        return []
 
 
 def file_of(item: Mapping[str, Any]) -> str | None:
-    """The file that an image, label or prediction came from, of the first that knows it.
+    """The file that an image, label or prediction came from, or is yet to be read from, of the first that knows it.
 
     Example:
         >>> file_of({"label": MetaTensor(torch.zeros(1), meta={"filename_or_obj": "case1.png"})})
         'case1.png'
+        >>> file_of({"image": "case1.png"})
+        'case1.png'
     """
     for key in ("image", "label", "pred"):
-        if isinstance(item.get(key), MetaTensor) and item[key].meta.get("filename_or_obj"):
-            file = item[key].meta["filename_or_obj"]
-            # a batch has several
-            return str(file[0] if isinstance(file, list) else file)
+        value = item.get(key)
+        file = value.meta.get("filename_or_obj") if isinstance(value, MetaTensor) else value
+        # a batch has several, and so has a series
+        file = file[0] if isinstance(file, list) and file else file
+        if isinstance(file, str | os.PathLike) and str(file):
+            return str(file)
     return None
 
 
@@ -244,7 +266,6 @@ def _of_file(error: BaseException | None, item: Any) -> str:
             return str(one)
         # PyTorch says so by a RuntimeError
         if isinstance(one, MemoryError) or re.search(r"out of memory|can't allocate memory", str(one)):
-            file = item.get("image") if isinstance(item, Mapping) else None
-            name = file_of(item) or (file if isinstance(file, str) else "a file")
+            name = file_of(item) or "a file"
             return str(InputError("there is not enough memory for it", path=name, remedy="give a smaller --image_size"))
     return ""

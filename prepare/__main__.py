@@ -13,7 +13,7 @@ from prepare.demo import MARK, prepare_demo
 from prepare.folds import prepare_folds
 from prepare.isic import FOLDERS, SPLITS, prepare_isic
 from prepare.synapse import prepare_synapse
-from transforms import InputError, expanded, log_warnings
+from transforms import InputError, dashed, expanded, log_warnings
 
 
 def _seed(word: str) -> int:
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(**options)
     except (InputError, OSError) as error:
-        print(f"prepare {command}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"prepare {command}: {dashed(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         # PyTorch says so by a RuntimeError

@@ -144,17 +144,19 @@ class LabelSet:
 def _check_label_map(label_map: Any, classes: Sequence[str]) -> None:
     numbers = [*label_map, *label_map.values()] if isinstance(label_map, Mapping) else []
     if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
-        fact = f"label_map must be {{stored number: class}} in whole numbers, not {label_map!r}"
+        fact = f"--label_map must be {{stored number: class}} in whole numbers, not {label_map!r}"
         quoted = any(isinstance(number, str) and number.strip("+-").isdecimal() for number in numbers)
         raise InputError(fact, remedy="write the numbers without quotes" if quoted else "")
     if nameless := sorted(set(label_map.values()) - set(range(len(classes) + 1))):
-        raise InputError(f"label_map gives class {nameless[0]}, but classes names 1 … {len(classes)}")
+        raise InputError(f"--label_map gives class {nameless[0]}, but classes names 1 … {len(classes)}")
     if not 0 <= min(label_map) <= max(label_map) <= 65535:
-        raise InputError(f"label_map lists numbers from {min(label_map)} to {max(label_map)}, pictures hold 0 … 65535")
+        raise InputError(
+            f"--label_map lists numbers from {min(label_map)} to {max(label_map)}, pictures hold 0 … 65535"
+        )
     if missing := sorted(set(range(1, len(classes) + 1)) - set(label_map.values())):
-        raise InputError(f"label_map lists no number for class {missing[0]}, {classes[missing[0] - 1]}")
+        raise InputError(f"--label_map lists no number for class {missing[0]}, {classes[missing[0] - 1]}")
     if label_map.get(0, 0) > 0 and 0 not in label_map.values():
-        fact = f"label_map makes 0 class {label_map[0]} and lists no number for the background, which is class 0"
+        fact = f"--label_map makes 0 class {label_map[0]} and lists no number for the background, which is class 0"
         raise InputError(fact, remedy="list one, used or not")
 
 

@@ -391,7 +391,7 @@ def _check_ct(headers: Sequence[Any], files: Sequence[Path], assume_hu: bool) ->
             raise InputError("holds colours, expected a CT", path=file)
         if assume_hu:
             continue
-        remedy = "give the CT itself, or say --assume_hu true (--assume-hu in prepare) where they are"
+        remedy = "give the CT itself, or say --assume_hu true where they are"
         if str(header.get("SOPClassUID") or "").startswith(SECONDARY_CAPTURE) or header.get("BitsAllocated") == 8:
             fact = "is a captured picture (Secondary Capture or 8 bits), whose values are not Hounsfield units"
             raise InputError(fact, path=file, remedy=remedy)

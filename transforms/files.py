@@ -38,6 +38,8 @@ _ADDITION = re.compile(rf"(?<=.){_ADDED}", re.IGNORECASE | re.DOTALL)
 # MONAI's own SaveImage makes case0001.npy_pred.nii.gz from case0001.npy.h5, hence `.npy` here.
 _DECORATION = re.compile(rf"(?<=.)({_ADDED}|\.npy\Z)|\A(img|label)(?=\d)", re.IGNORECASE | re.DOTALL)
 _SECOND_MASK = re.compile(r"_mask_\d+\Z", re.IGNORECASE)
+# Options of bundles that other commands have too, with dashes, and without a value where it is true.
+_SHARED_OPTION = re.compile(r"(?<!\S)(--(?:allow_unpaired|assume_hu|label_map))\b(?: true\b)?")
 # Letters of a name and of a line that are shown.
 NAME_LENGTH, LINE_LENGTH = 240, 900
 
@@ -85,6 +87,16 @@ class InputError(ValueError):
         name = "" if path is None else f"{shortened(printable(os.fspath(path)))}: "
         fact, remedy = shortened(fact, LINE_LENGTH), shortened(remedy, LINE_LENGTH)
         super().__init__(f"{name}{fact}; {remedy}" if remedy else f"{name}{fact}")
+
+
+def dashed(line: str) -> str:
+    """A message with options as `python -m prepare` and `python -m evaluation` spell them, not as bundles do.
+
+    Example:
+        >>> dashed("values are not Hounsfield units; say --assume_hu true where they are")
+        'values are not Hounsfield units; say --assume-hu where they are'
+    """
+    return _SHARED_OPTION.sub(lambda found: found[1].replace("_", "-"), line)
 
 
 def log_warnings() -> None:

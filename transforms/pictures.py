@@ -333,8 +333,8 @@ def _by_number(stored: np.ndarray, label_map: Mapping[int, int], path: Path) -> 
     found = _values(stored)
     if unknown := sorted(set(found.tolist()) - set(label_map)):
         some = ", ".join(map(str, unknown[:SHOWN])) + " …" * (len(unknown) > SHOWN)
-        fact = f"holds {some}, which label_map {dict(label_map)} does not list"
-        raise InputError(fact, path=path, remedy="say with label_map which class each stored number is")
+        fact = f"holds {some}, which --label_map {dict(label_map)} does not list"
+        raise InputError(fact, path=path, remedy="say with --label_map which class each stored number is")
     if stored.dtype == np.uint8:
         table = np.zeros(256, np.uint8)
         for number in found.tolist():
@@ -397,7 +397,7 @@ def _soft(grey: np.ndarray, lossy: bool, path: Path, shown: Callable[[], str]) -
         return np.ones(grey.shape, np.uint8)
     reaches = found[0] <= DARK and found[-1] >= BRIGHT
     if not reaches or _is_labelled(grey, found, few=not lossy and len(found) <= FEW_VALUES):
-        remedy = "say with label_map which class each stored number is, or save it as black and white"
+        remedy = "say with --label_map which class each stored number is, or save it as black and white"
         raise InputError(f"holds the values {shown()}: more than background and one class", path=path, remedy=remedy)
     return (grey > 127).astype(np.uint8)
 
@@ -495,7 +495,7 @@ def _soft_colour(picture: Image.Image, lossy: bool, path: Path, indices: np.ndar
     shades = bright * (255 / bright.max(axis=-1, keepdims=True)) if len(bright) else bright
     compressed = lossy or picture.getcolors(FEW_VALUES) is None
     if len(bright) and (np.ptp(shades, axis=0) > COLOUR_SPREAD[compressed]).any():
-        remedy = "save one number for each class and say with label_map which is which"
+        remedy = "save one number for each class and say with --label_map which is which"
         kind = "colours" if indices is None else "values"
         raise InputError(f"holds the {kind} {shown()}: more than background and one class", path=path, remedy=remedy)
     return _soft(value, lossy, path, shown)

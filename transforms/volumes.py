@@ -191,8 +191,7 @@ def check_hounsfield(array: np.ndarray, path: PathLike, assume_hu: bool = False)
     raise InputError(
         f"{found} do not look like Hounsfield units",
         path=path,
-        remedy="convert it from DICOM with its rescale slope and intercept, or say --assume_hu true (--assume-hu in"
-        " prepare) where they are",
+        remedy="convert it from DICOM with its rescale slope and intercept, or say --assume_hu true where they are",
     )
 
 

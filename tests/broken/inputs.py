@@ -69,7 +69,7 @@ def of_file(
         case: what a line may name where the file itself is gone.
         kind: see `Input`.
         made: the changes.
-        others: see `Input`.
+        others: see `Input`; where the file is gone, the command does not begin.
         partner: a file's name; where two do not fit each other, a line may name either.
     """
     for change in made:
@@ -84,7 +84,7 @@ def of_file(
         named += (case,) if change.expected is SAID else ()
         yield Input(
             WORLDS[world], f"{path}: {change.name}", edit, change.expected, named, WORLDS[world].words, kind,
-            tuple(others), change.unprivileged,
+            tuple(others) if change.unprivileged or not change.gone else (), change.unprivileged,
         )  # fmt: skip
 
 
@@ -214,22 +214,24 @@ def _train_and_evaluate() -> Iterator[Input]:
     # of the four training images one is held out
     for entrance, name in (("training", BENIGN), ("training", "benign (4)"), ("evaluating", "benign (5)")):
         world = f"{entrance} cmunext_busi"
+        others = ["metrics.csv benign (6) ", "metrics.csv benign (7) "] if entrance == "evaluating" else []
         image, mask = (f"data/{folder}/{name}.png" for folder in ("images", "masks/0"))
         chosen = [*pictures.png(), *pair] if name == BENIGN else [*any_file(), *damage(), *pair]
-        yield from of_file(world, image, name, "png", chosen)
+        yield from of_file(world, image, name, "png", chosen, others)
         drawn = [*any_file(), *damage(), *pair, *pictures.masks()]
         # a test case may have no lesion
         drawn = expecting(drawn, {"no foreground": SAID if entrance == "training" else ANY})
-        yield from of_file(world, mask, name, "mask", drawn)
+        yield from of_file(world, mask, name, "mask", drawn, others)
     for entrance, part, number in (("training", "train", 1), ("training", "train", 0), ("evaluating", "val", 4)):
         name = f"ISIC_000000{number}"
         world = f"{entrance} vmunet_isic"
+        others = ["metrics.csv ISIC_0000005 ", "metrics.csv ISIC_0000006 "] if entrance == "evaluating" else []
         chosen = damage() if number == 0 else pictures.jpg()
         if number == 0:
             chosen = expecting(damage(flips=ANY, blocks=ANY), {"first byte flipped": REFUSED})
-        yield from of_file(world, f"data/{part}/images/{name}.jpg", name, "jpg", chosen, partner=f"{name}.png")
+        yield from of_file(world, f"data/{part}/images/{name}.jpg", name, "jpg", chosen, others, f"{name}.png")
         drawn = expecting([*pair, *pictures.masks()], {"no foreground": SAID if entrance == "training" else ANY})
-        yield from of_file(world, f"data/{part}/masks/{name}.png", name, "mask", drawn, partner=f"{name}.jpg")
+        yield from of_file(world, f"data/{part}/masks/{name}.png", name, "mask", drawn, others, f"{name}.jpg")
     train, test = (f"data/lists/lists_Synapse/{name}.txt" for name in ("train", "test_vol"))
     yield from of_file(
         "training vmunet_synapse", "data/train_npz/case0005_slice001.npz", "case0005_slice001", "npz", arrays.slices()

@@ -23,6 +23,8 @@ MACHINE = re.compile(
 )
 # Of a table of results, which counts the cases.
 HEADING = re.compile(r"; model selected by: |^sizes? (from )?\d")
+# Results of all files together, which differ where one is left out.
+OF_ALL = ("summary.json", "report.html", "volumes.csv", "overview.png")
 # What is left of a bar in front of a line.
 BAR = re.compile(r"\d%\|.*\d/\d")
 # Where a run may leave what it had begun: TensorBoard's events, and what is asked for by a broken input itself.
@@ -198,9 +200,7 @@ def _refused(
 ) -> tuple[Outcome, str]:  # fmt: skip
     left = left_behind(
         run,
-        {"out/summary.json", "out/report.html", "out/volumes.csv", *(f"out/{other.split(' ')[0]}" for other in others)}
-        if others
-        else set(),
+        {*(f"out/{name}" for name in OF_ALL), *(f"out/{other.split(' ')[0]}" for other in others)} if others else set(),
     )
     if expected is FAILS:
         return (Outcome.HALF, f"left behind: {', '.join(left[:3])}") if left else (Outcome.FAILED, "")
@@ -237,6 +237,5 @@ def _names(line: str, named: tuple[str, ...]) -> bool:
 
 def _of_the_rest(folder: Path, others: tuple[str, ...], good: Mapping[str, Any]) -> str:
     """Where the results of the other files differ from those of the good run; empty if they do not."""
-    of_all = ("summary.json", "report.html", "volumes.csv")
-    found = {key: value for key, value in written(folder / "out").items() if not key.startswith(of_all)}
+    found = {key: value for key, value in written(folder / "out").items() if not key.startswith(OF_ALL)}
     return differing(found, {key: value for key, value in good["result"].items() if key.startswith(others)})

@@ -176,7 +176,7 @@ def raw_synapse(suffix: str) -> Callable[[Path], None]:
 
 
 def busi(folder: Path) -> None:
-    names = [BENIGN, *(f"benign ({number})" for number in range(2, 7))]
+    names = [BENIGN, *(f"benign ({number})" for number in range(2, 8))]
     for number, name in enumerate(names):
         save_pair(folder / f"data/images/{name}.png", folder / f"data/masks/0/{name}.png", number)
     write_lines(folder / "data/busi_train1.txt", names[:4])
@@ -185,7 +185,7 @@ def busi(folder: Path) -> None:
 
 
 def isic(folder: Path) -> None:
-    for part, numbers in (("train", range(4)), ("val", range(4, 6))):
+    for part, numbers in (("train", range(4)), ("val", range(4, 7))):
         for number in numbers:
             place, name = folder / "data" / part, f"ISIC_000000{number}"
             save_pair(place / f"images/{name}.jpg", place / f"masks/{name}.png", number)

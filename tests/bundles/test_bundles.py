@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import html
 import importlib.util
 import json
 import re
@@ -47,7 +48,7 @@ from tests.bundles.conftest import (
 )
 from tests.bundles.test_recipes import RGB_MEAN, RGB_SD, l_shape
 from tests.helpers import read, rows_of
-from transforms import read_volume, reoriented
+from transforms import image_split, read_volume, reoriented
 
 Trained = Callable[[str], tuple[Path, str]]
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES)
@@ -181,6 +182,41 @@ def test_evaluating_reports_under_both_rules(
     assert each["iou"]["mean"] == pytest.approx(np.mean([float(row["iou"]) for row in rows]))
     tp, wrong = (sum(int(row[key]) for row in rows for key in keys) for keys in (("tp",), ("fp", "fn")))
     assert pooled["iou"]["mean"] == pytest.approx(tp / (tp + wrong))
+
+
+@each_bundle
+def test_bad_cases_do_not_stop_an_evaluation(
+    bundle: str, trained: Trained, options: Options, run: Run, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data / DATA[bundle], tmp_path / "data")
+    # without run.json, which would refuse files that have changed
+    shutil.copy(trained(bundle)[0] / "model.pt", tmp_path)
+    chosen = options(bundle, tmp_path) | {"dataset_dir": str(tmp_path / "data")}
+    if bundle == "vmunet_synapse":
+        file = tmp_path / "data/test_vol_h5/case0001.npy.h5"
+        bad = [str(shutil.copy(file, file.with_name(f"case000{number}.npy.h5"))) for number in (2, 3)]
+        (tmp_path / "data" / TEST_LIST[bundle]).write_text("case0001\ncase0002\ncase0003\n")
+        Path(bad[0]).write_bytes(file.read_bytes()[:-1000])
+        with h5py.File(bad[1], "a") as volume:
+            volume["label"][0, 0, 0] = 12
+        good, reasons = ["case0001"], ["not a readable HDF5 file", "the label holds values from 0 to 12; with 8 named"]
+    else:
+        first, second, *rest = image_split(tmp_path / "data").test
+        label = second["label"] if isinstance(second["label"], str) else second["label"][0]
+        for file in (first["image"], label):
+            Path(file).write_bytes(b"no picture")
+        bad, reasons = [first["image"], second["image"]], [first["image"], label]
+        good = [Path(item["image"]).stem for item in rest]
+    names = ", ".join(Path(file).name for file in bad)
+    with refused(rf"^2 of {len(good) + 2} files failed: {re.escape(names)}; the lines above say why$"):
+        run("evaluating", config(bundle, "train", "evaluate"), **chosen)
+    assert {row["case"] for row in rows_of(tmp_path / "eval")} == set(good)
+    failures = json.loads((tmp_path / "eval/summary.json").read_text())["failures"]
+    assert list(failures) == bad
+    page = html.unescape((tmp_path / "eval/report.html").read_text())
+    for line, reason in zip(failures.values(), reasons, strict=True):
+        assert reason in line
+        assert line in page
 
 
 # Inference

@@ -393,8 +393,8 @@ def test_the_log_begins_with_the_command(trained: Trained) -> None:
     assert sum("freed memory is kept" in line or "cannot keep freed memory" in line for line in lines) == 1
 
 
-def test_a_loader_that_is_killed_while_validating_names_its_file(
-    options: Options, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_loader_that_is_killed_while_validating_or_evaluating_names_its_file(
+    trained: Trained, options: Options, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transform = WatchedDataset._transform
 
@@ -406,6 +406,10 @@ def test_a_loader_that_is_killed_while_validating_names_its_file(
 
     monkeypatch.setattr(WatchedDataset, "_transform", killed)
     chosen = options("cmunext_busi", tmp_path, max_epochs=2, num_workers=1)
-    with refused(r"a process that loads images was killed, its last file was \S.*\.png; .*try --num_workers 0"):
+    line = r"a process that loads images was killed, its last file was [^,;]+\.png; .*try --num_workers 0"
+    with refused(line):
         run("training", config("cmunext_busi"), **chosen)
     assert "its last file was" in run_of(tmp_path)["how_it_ended"]
+    chosen |= {"ckpt_dir": str(trained("cmunext_busi")[0])}
+    with refused(line):
+        run("evaluating", config("cmunext_busi", "train", "evaluate"), **chosen)

@@ -61,9 +61,10 @@ def evaluator(
     decollate: bool = True,
     network: torch.nn.Module | None = None,
     inferer: Callable[..., torch.Tensor] | None = None,
+    kind: type[SupervisedEvaluator] = SupervisedEvaluator,
     **kwargs: Any,
 ) -> SupervisedEvaluator:
-    return SupervisedEvaluator(
+    return kind(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(items, batch_size=batch_size, collate_fn=list_data_collate),
         network=network or ThreeLevels(),
@@ -281,6 +282,7 @@ def test_spacing_comes_from_the_affine_unless_nobody_gave_it() -> None:
 TWO_PROCESSES = """
 import sys
 import torch.distributed as dist
+from evaluation import FileEvaluator
 from tests.evaluation.test_handlers import CLASSES, VolumeDice, VolumeReport, evaluator, volume_item
 rank, rendezvous, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
@@ -291,6 +293,14 @@ engine = evaluator([volume_item(i) for i in cases], [VolumeReport(folder, CLASSE
                    key_val_metric={"val_mean_dice": VolumeDice(CLASSES)})
 engine.run()
 print(f"mean {engine.state.metrics['mean_dice']:.6f}", flush=True)
+# all of rank 1's cases are bad, then all of both
+bad = [{"failure": f"{name}: damaged", "file": f"/in/{name}"} for name in "abcd"]
+for name, items in (("some", [[volume_item(0)], bad[:2]]), ("none", [bad[:2], bad[2:]])):
+    try:
+        evaluator(items[rank], [VolumeReport(f"{folder}/{name}", CLASSES)], kind=FileEvaluator).run()
+        print(name, "goes on", flush=True)
+    except ValueError as error:
+        print(name, "ends:", error, flush=True)
 dist.destroy_process_group()
 """
 
@@ -313,6 +323,14 @@ def test_two_processes_report_all_cases_once(tmp_path: Path) -> None:
     mean = json.loads((tmp_path / "one" / "summary.json").read_text())["protocols"]["strict"]["mean"]["dice"]["mean"]
     assert all(f"mean {mean:.6f}" in out.splitlines() for out, _ in outputs)
     assert ["mean of classes" in out for out, _ in outputs] == [True, False]
+    assert [out.splitlines()[-2:] for out, _ in outputs] == [
+        ["some ends: 2 of 3 files failed: a, b; the lines above say why"]
+        + ["none ends: 4 of 4 files failed: a, b, c, d; the lines above say why"],
+        ["some goes on", "none goes on"],
+    ]
+    summary = json.loads((tmp_path / "both/some/summary.json").read_text())
+    assert (summary["cases"], summary["failures"]) == (1, {"/in/a": "a: damaged", "/in/b": "b: damaged"})
+    assert not (tmp_path / "both/none").exists()
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2, 3, 4), (1, 1, 2, 3, 5)])

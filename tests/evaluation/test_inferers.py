@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from monai.data import DataLoader, MetaTensor, decollate_batch, list_data_collate
+from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate
 from monai.utils import ensure_tuple_rep
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from evaluation import FileDataset, FileEvaluator, SliceToVolume
+from evaluation import FileEvaluator, ItemOrReason, SliceToVolume
 from transforms import InputError
 
 
@@ -110,7 +110,7 @@ def test_a_file_that_memory_cannot_hold_does_not_stop_the_rest(error: Exception,
 
     items = [{"image": name} for name in ("a.png", "b.png", "c.png")]
     seen: list[int] = []
-    evaluator = FileEvaluator("cpu", DataLoader(FileDataset(items, read)), Fails())
+    evaluator = FileEvaluator("cpu", DataLoader(Dataset(items, ItemOrReason(read))), Fails())
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(len(evaluator.state.output)))
     with pytest.raises(InputError, match=r"^1 of 3 files failed: b\.png: there is not enough memory for it"):
         evaluator.run()

@@ -247,6 +247,12 @@ def test_label_maps_of_images(folders: tuple[Path, Path], tmp_path: Path) -> Non
     for index, name in enumerate(("cup", "disc"), start=1):
         expected = pooled([confusion(*(label == index for label in pair))])
         assert found[name]["iou"]["mean"] == pytest.approx(expected["iou"])
+    colours = np.zeros((30, 40, 3), np.uint8)
+    colours[:9, :9], colours[9:, 9:] = (255, 0, 0), (0, 255, 0)
+    Image.fromarray(colours).save(files[1])
+    # the option as this command spells it, in what is kept too
+    assert "say with --label-map which is which" in failure(*files)
+    assert "say with --label-map which class" in failure(files[0], files[0], "--label-map", "0:0", "1:1")
 
 
 def test_missing_and_unpaired_files_are_named(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_more_values_need_a_label_map(tmp_path: Path, numbers: tuple[int, ...], 
     if numbers[1] > 100:
         forms.append(np.dstack([stored] * 3))
     for form in forms:
-        with pytest.raises(InputError, match=rf"mask\.png: {what} background and one class; say with label_map"):
+        with pytest.raises(InputError, match=rf"mask\.png: {what} background and one class; say with --label_map"):
             read_mask(saved(tmp_path, form))
         if not isinstance(form, np.ndarray) or form.ndim == 2:
             label_map = {number: index for index, number in enumerate(numbers)}
@@ -215,7 +215,9 @@ def test_several_classes_are_the_stored_numbers_as_they_are(tmp_path: Path) -> N
         assert MaskReader(classes=2).get_data([tmp_path / "mask.png"])[0].max() == 2
     for dtype in (np.int32, np.float32):
         np.testing.assert_array_equal(read_mask(saved(tmp_path, LABELS.astype(dtype), "m.tif"), classes=2), LABELS)
-    with pytest.raises(InputError, match=r"mask\.png: holds 3, 4, which label_map \{0: 0, 1: 1, 2: 2\} does not list"):
+    with pytest.raises(
+        InputError, match=r"mask\.png: holds 3, 4, which --label_map \{0: 0, 1: 1, 2: 2\} does not list"
+    ):
         read_mask(saved(tmp_path, LABELS + (LABELS > 0) * np.uint8(2)), classes=2)
     with pytest.raises(InputError, match=r"m\.tif: holds 0, 0\.5, 1, expected whole numbers"):
         read_mask(saved(tmp_path, LABELS / np.float32(2), "m.tif"), classes=2)
@@ -237,7 +239,7 @@ def test_a_palettes_indices_are_mapped_not_its_colours(tmp_path: Path) -> None:
 
 def test_numbers_without_a_class_are_named_with_the_file(tmp_path: Path) -> None:
     path = saved(tmp_path, 85 * DRAWN)
-    with pytest.raises(InputError, match=r"mask\.png: holds 85, which label_map \{0: 0, 170: 1\} does not list; say"):
+    with pytest.raises(InputError, match=r"mask\.png: holds 85, which --label_map \{0: 0, 170: 1\} does not list; say"):
         LoadImaged("label", reader=MaskReader({0: 0, 170: 1}))({"label": path})
     with pytest.raises(InputError, match=r"rgb\.png: holds RGB pixels, expected one whole number for each"):
         read_mask(saved(tmp_path, Image.new("RGB", (3, 3), "red"), "rgb.png"), {0: 0})
