@@ -34,7 +34,8 @@ def exporting() -> bool:
         >>> exporting()
         False
     """
-    return _exporting.get()
+    # compiled functions are not looked at so, and Dynamo cannot read the variable
+    return not torch.compiler.is_dynamo_compiling() and _exporting.get()
 
 
 class AnySize(nn.Module):
