@@ -241,10 +241,12 @@ def _packed(value: Any, key: str = "") -> Any:
         return [item for item in items if not (key == "imports" and item in own)]
     if isinstance(value, dict):
         packed = {name: _packed(one, name) for name, one in value.items()}
-        if str(packed.get("_target_", "")).partition(".")[0] in ROOMS:
-            packed["_target_"] = f"scripts.{packed['_target_']}"
-            # loaded before the component is looked for
-            packed["_requires_"] = "@scripts"
+        # in overlays the key may be a path: validate#evaluator#_target_
+        for name in [name for name in packed if re.split("#|::", str(name))[-1] == "_target_"]:
+            if str(packed[name]).partition(".")[0] in ROOMS:
+                packed[name] = f"scripts.{packed[name]}"
+                # loaded before the component is looked for
+                packed[f"{name.removesuffix('_target_')}_requires_"] = "@scripts"
         return packed
     if isinstance(value, str) and value.startswith("$") and not value.startswith("$import "):
         return OWN_NAME.sub(r"@scripts.\1", value)
@@ -264,7 +266,7 @@ def refuse_foreign(configs: Mapping[str, Any]) -> None:
     """
     for name, config in configs.items():
         for place, value in leaves(config):
-            if place.rpartition("::")[2] != "_target_" or "." not in str(value):
+            if re.split("#|::", place)[-1] != "_target_" or "." not in str(value):
                 continue
             brought = str(value).partition(".")[0] in ("scripts", "monai", "torch", "ignite")
             if not brought and value != SCRIPTS["_target_"]:
