@@ -63,6 +63,7 @@ async function start() {
   at("files").disabled = false;
   document.documentElement.dataset.ready = "true";
   say("Ready.");
+  work();
 }
 
 const say = (text) => (at("status").textContent = text);
@@ -109,7 +110,8 @@ function result(picture) {
 let working = false;
 
 async function work() {
-  if (working) return;
+  // what is dropped before the network is there waits for it
+  if (working || at("files").disabled) return;
   working = true;
   let picture;
   while ((picture = pictures.find(({ state }) => state === "waiting"))) {
@@ -268,7 +270,7 @@ at("files").addEventListener("change", () => {
   at("files").value = "";
 });
 addEventListener("paste", (event) => {
-  if (event.clipboardData.files.length && !at("files").disabled) add(event.clipboardData.files);
+  if (event.clipboardData.files.length) add(event.clipboardData.files);
 });
 for (const kind of ["dragenter", "dragover"]) {
   addEventListener(kind, (event) => {
@@ -282,7 +284,6 @@ addEventListener("dragleave", (event) => {
 addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dragged");
-  if (at("files").disabled) return;
   if (event.dataTransfer.files.length) add(event.dataTransfer.files);
   else say("What was dropped holds no files.");
 });

@@ -209,20 +209,10 @@ def about(description: Mapping[str, Any], network: str, weights: str | Path) -> 
 
 
 def _data(run: Mapping[str, Any]) -> str:
-    """What a run was trained on, as the prepared data say it, where they are still those of the run."""
+    """What a run was trained on, as its record says."""
     items = run["data"].get("train") or []
     count = f"{len(items)} images" if items else "no images that are listed"
-    try:
-        name, sha256 = items[0]["image"]
-        file = Path(name)
-        if hashlib.sha256(file.read_bytes()).hexdigest() == sha256:
-            for folder in file.parents[:3]:
-                if (folder / "dataset.json").is_file():
-                    facts = json.loads((folder / "dataset.json").read_bytes())
-                    return f"{count}: {facts.get('note') or 'data set ' + str(facts['dataset'])}"
-    except (LookupError, TypeError, ValueError, OSError, AttributeError):
-        pass
-    return f"{count}; of which data set they are is not known here"
+    return f"{count}: {run.get('data_note') or 'the data set says nothing of itself'}"
 
 
 def _packed(content: bytes) -> str:
