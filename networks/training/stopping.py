@@ -123,7 +123,7 @@ def of_worker(error: BaseException, engines: Sequence[Any]) -> str:
         return ""
     numbers = [int(number) for number in found[1].split(",")]
     datasets = [getattr(getattr(engine, "data_loader", None), "dataset", None) for engine in engines]
-    watched = [one for one in dict.fromkeys(datasets) if isinstance(one, WatchedDataset)]
+    watched = list(dict.fromkeys(one for one in datasets if isinstance(one, WatchedDataset)))
     files = [file for one in watched for file in one.last_files(numbers)]
     at = f", its last file was {', '.join(files)}" if files else ""
     memory = (
