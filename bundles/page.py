@@ -203,7 +203,7 @@ def about(description: Mapping[str, Any], network: str, weights: str | Path) -> 
     else:
         found.append(("Trained on", "unknown"))
     if Path(weights).is_file():
-        found.append(("SHA-256 of the weights", hashlib.sha256(Path(weights).read_bytes()).hexdigest()))
+        found.append(("SHA-256 of the weights", origin.weights["sha256"]))
     found.append(("Runs with", f"ONNX Runtime Web {VERSION}, © Microsoft, MIT licence"))
     return found
 
